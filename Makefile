@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a machine with Python 3.11, make and git is enough.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:
+	@echo "make demo       pretrain, fine-tune and report on synthetic clips (about 10 minutes, 2 cores)"
+	@echo "make test       the test suite (under 15 minutes, 2 cores, no GPU)"
+	@echo "make test-slow  the long tests that 'make test' leaves out"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the speed tables under benchmarks/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python recipes/demo.py
+
+test: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/nda_ops.py
+	$(BIN)/python benchmarks/loading.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

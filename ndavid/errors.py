@@ -1,0 +1,46 @@
+"""The few kinds of error a user can meet; each message names what, where and what to do."""
+
+from __future__ import annotations
+
+import os
+
+
+class NdavidError(Exception):
+    """Base of every error that ndavid raises on purpose."""
+
+
+class ConfigError(NdavidError):
+    """A key, value or combination in a config that cannot be used."""
+
+
+class DataError(NdavidError):
+    """A file, manifest row or annotation that cannot be used."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        self.path = os.fspath(path)
+        self.reason = reason
+        super().__init__(self.path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class DecodeError(DataError):
+    """A video that a decoding backend cannot read to the end."""
+
+    def __init__(self, path: str | os.PathLike[str], backend: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.backend = backend
+        # All constructor arguments in .args, so that the error survives pickling out of a worker.
+        self.args = (self.path, backend, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: cannot decode with {self.backend}: {self.reason}"
+
+
+class CheckpointError(NdavidError):
+    """A checkpoint that is missing, incomplete, not one, or does not fit the model."""
+
+
+class TrainingError(NdavidError):
+    """A run that cannot go on: a loss that is not finite, or too many bad clips."""
