@@ -1,0 +1,94 @@
+"""95% intervals of proportions and of means of proportions, in closed form.
+
+Sources:
+    Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference": the score
+    interval of one proportion, which stays sensible at 0 and at 1 and for a few dozen videos.
+    Zou & Donner (2008), "Construction of confidence limits about effect measures: a general
+    approach" (MOVER): the interval of a weighted sum of independent proportions from their own
+    intervals. With one term it is the Wilson interval itself.
+
+An interval here covers the choice of test videos. It knows nothing of seeds: two trainings differ
+by more than it says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z_95 = 1.959963984540054
+"""The 97.5% quantile of the normal distribution: two-sided 95%."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured value, the number of units it was measured on, and its 95% interval.
+
+    Attributes:
+        value: The value; accuracies and recalls are fractions in [0, 1], never per cent.
+        n: The number of test videos behind it.
+        low: Lower end of the 95% interval.
+        high: Upper end of the 95% interval.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}] (n={self.n})"
+
+
+def wilson(successes: int, trials: int) -> Metric:
+    """Returns the proportion ``successes / trials`` with its 95% Wilson score interval.
+
+    Raises:
+        ValueError: Without trials, or with more successes than trials.
+    """
+    if trials < 1:
+        raise ValueError("a proportion needs at least one trial")
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials")
+    p = successes / trials
+    z2 = Z_95**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z_95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    # At 0 and 1 the ends are exact; rounding must not push them past the value.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return Metric(p, trials, low, high)
+
+
+def mean_of_independent(parts: Sequence[Metric]) -> Metric:
+    """Returns the plain mean of independently measured values with its 95% MOVER interval.
+
+    Used for the mean over classes (each class has its own videos) and over folds, whose test videos
+    differ. ``n`` is the sum of the parts'.
+
+    Raises:
+        ValueError: Without parts.
+    """
+    if not parts:
+        raise ValueError("a mean needs at least one part")
+    count = len(parts)
+    value = math.fsum(part.value for part in parts) / count
+    below = math.sqrt(math.fsum((part.value - part.low) ** 2 for part in parts)) / count
+    above = math.sqrt(math.fsum((part.high - part.value) ** 2 for part in parts)) / count
+    return Metric(value, sum(part.n for part in parts), value - below, value + above)
+
+
+def top_k_accuracy(hits: Sequence[bool]) -> Metric:
+    """Returns the share of true ``hits`` (one a video) with its Wilson interval."""
+    return wilson(sum(bool(hit) for hit in hits), len(hits))
+
+
+def mean_class_accuracy(correct: Sequence[int], total: Sequence[int]) -> Metric:
+    """Returns the mean over classes of ``correct[c] / total[c]`` with its interval.
+
+    Classes without a test video have no accuracy and are left out of the mean.
+    """
+    return mean_of_independent(
+        [wilson(hits, videos) for hits, videos in zip(correct, total, strict=True) if videos]
+    )

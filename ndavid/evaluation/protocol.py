@@ -1,0 +1,219 @@
+"""What an evaluation returns: numbers with intervals, and everything needed to question them.
+
+A number on action recognition moves by 5 to 8 points with the protocol alone (METHOD 3.2 lists the
+same weights at 78.7 and 84.9), so a Result never travels without its Protocol, the digest of the
+weights it measured and the versions it ran on. One Result is one JSON file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.intervals import Metric, mean_of_independent
+
+SCHEMA_VERSION = 1
+
+ProtocolName = Literal["full", "paper_compat"]
+
+_VERSIONED = ("ndavid", "torch", "torchvision", "timm", "accelerate", "av", "scikit-learn")
+
+
+@dataclass(kw_only=True)
+class Protocol:
+    """How the numbers were measured.
+
+    Attributes:
+        name: ``full``, or ``paper_compat`` for the questionable one of METHOD 1.5.
+        manifest: File name of the manifest that defined the splits.
+        split: The split measured, e.g. ``test``.
+        folds: Official folds measured, 1-based.
+        num_classes: Classes of the dataset.
+        sampling: In words, which frames make a clip.
+        clips: Temporal views a video.
+        crops: Spatial views a clip; a video is scored by ``clips * crops`` views.
+        size: Side of the square input, pixels.
+        averaging: In words, how views become one decision.
+        short: What happens to videos shorter than a clip (``loop``, ``pad`` or ``drop``).
+        num_videos: Videos scored.
+        num_short: Videos shorter than a clip.
+        num_dropped: Videos left out for being short.
+        num_bad: Undecodable videos left out (``on_bad="skip"``); 0 means none was.
+        selection: In words, how the weights (epoch, regularisation) were chosen.
+        notes: Anything a reader must know before comparing the numbers.
+    """
+
+    name: ProtocolName = "full"
+    manifest: str = ""
+    split: str = "test"
+    folds: list[int] = field(default_factory=lambda: [1])
+    num_classes: int = 0
+    sampling: str = ""
+    clips: int = 1
+    crops: int = 1
+    size: int = 0
+    averaging: str = ""
+    short: str = ""
+    num_videos: int = 0
+    num_short: int = 0
+    num_dropped: int = 0
+    num_bad: int = 0
+    selection: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One evaluation, as written to ``result.json``.
+
+    Attributes:
+        task: What was measured, e.g. ``finetune`` or ``retrieval``.
+        metrics: Value, n and 95% interval by name; fractions, not per cent.
+        protocol: How.
+        chance: Expected top-1 of guessing among the classes, or None where it has no meaning.
+        checkpoint: ``{"path": ..., "sha256": ...}`` of the evaluated weights; empty for random ones.
+        seed: The run's seed.
+        seconds: Wall time of the whole evaluation.
+        environment: Versions and device (``environment()``).
+        config: The resolved config.
+        details: Task-specific tables: confusion matrix, per-class accuracy, neighbours, folds.
+        schema: Version of this layout.
+    """
+
+    task: str
+    metrics: dict[str, Metric]
+    protocol: Protocol
+    chance: float | None = None
+    checkpoint: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes this Result as JSON, in one step, so that no reader sees half of it."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(target)
+        return target
+
+    def summary(self) -> str:
+        """Returns one line a metric, in per cent with its interval, for a terminal."""
+        width = max(map(len, self.metrics), default=0)
+        return "\n".join(f"{name:<{width}}  {metric}" for name, metric in self.metrics.items())
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """Reads a Result that ``Result.save`` wrote.
+
+    Raises:
+        DataError: If the file is missing, not JSON, not a Result, or of another schema version.
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = raw["schema"]
+        if version != SCHEMA_VERSION:
+            raise DataError(path, f"result schema {version}; this ndavid reads {SCHEMA_VERSION}")
+        raw["metrics"] = {name: Metric(**entry) for name, entry in raw["metrics"].items()}
+        raw["protocol"] = Protocol(**raw["protocol"])
+        return Result(**raw)
+    except OSError as error:
+        raise DataError(path, f"cannot read the result: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(path, f"not a result of ndavid: {error!r}") from error
+
+
+def mean_over_folds(results: Sequence[Result]) -> Result:
+    """Returns the mean of the same evaluation on several official folds.
+
+    The interval treats the folds' test videos as independent, which holds where the official test
+    splits do not overlap (UCF101; HMDB51's overlap a little, so its interval is slightly narrow).
+    The folds' own numbers stay in ``details["folds"]``.
+
+    Raises:
+        ConfigError: Without results, or if they do not hold the same metrics.
+    """
+    if not results:
+        raise ConfigError("no fold to average; give at least one in `folds`")
+    first = results[0]
+    if any(set(result.metrics) != set(first.metrics) for result in results):
+        raise ConfigError("folds with different metrics cannot be averaged")
+    if len(results) == 1:
+        return first
+    protocols = [result.protocol for result in results]
+    protocol = dataclasses.replace(
+        first.protocol,
+        folds=[fold for one in protocols for fold in one.folds],
+        num_videos=sum(one.num_videos for one in protocols),
+        num_short=sum(one.num_short for one in protocols),
+        num_dropped=sum(one.num_dropped for one in protocols),
+        num_bad=sum(one.num_bad for one in protocols),
+    )
+    return dataclasses.replace(
+        first,
+        metrics={
+            name: mean_of_independent([result.metrics[name] for result in results])
+            for name in first.metrics
+        },
+        protocol=protocol,
+        seconds=sum(result.seconds for result in results),
+        details={
+            "folds": [
+                {
+                    "fold": result.protocol.folds[0],
+                    "metrics": {k: dataclasses.asdict(v) for k, v in result.metrics.items()},
+                    **result.details,
+                }
+                for result in results
+            ]
+        },
+    )
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Returns the versions and the device that a number depends on, as strings."""
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    versions["platform"] = f"{sys.platform} {platform.machine()}"
+    if device.type == "cuda":
+        versions["device"] = torch.cuda.get_device_name(device)
+    else:
+        versions["device"] = f"{device.type} ({torch.get_num_threads()} threads)"
+    return versions
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file as hex.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(path, f"cannot read: {error.strerror}") from error
+    return digest.hexdigest()

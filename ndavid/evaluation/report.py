@@ -1,0 +1,366 @@
+"""One self-contained HTML page of an experiment: numbers with intervals, protocol, curves, pictures.
+
+The page embeds every figure and needs no network, so it can be mailed or archived beside the
+``result.json`` files it was made from.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import yaml
+
+from ndavid.data.decode import open_reader
+from ndavid.errors import DataError
+from ndavid.evaluation.figures import (
+    accuracy_figure,
+    confusion_figure,
+    curves_figure,
+    frame_strip,
+)
+from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.protocol import Result, load_result
+
+_MAX_PER_CLASS_OPEN = 30
+_HIDDEN_CURVES = {"step", "epoch", "time", "seconds", "timestamp", "wall_time", "samples"}
+
+
+@dataclass(kw_only=True)
+class ReportRow:
+    """One evaluated encoder: the name a reader knows it by, and its Result."""
+
+    name: str
+    result: Result
+
+
+@dataclass(kw_only=True)
+class CurveGroup:
+    """Training curves drawn together: run name -> run directory (or its metrics.jsonl).
+
+    ``keys`` names the quantities to draw; empty draws every one that was logged as a number.
+    """
+
+    title: str
+    runs: dict[str, Path]
+    keys: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Picture:
+    """A picture from elsewhere, e.g. the gallery of negatives: encoded bytes or a file."""
+
+    title: str
+    image: bytes | Path
+    caption: str = ""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What goes on the page.
+
+    Attributes:
+        title: Heading.
+        lead: One paragraph under it.
+        rows: Evaluations, in table order.
+        curves: Groups of training curves.
+        pictures: Extra pictures.
+        videos: Folder that the paths of retrieved neighbours start from; None leaves frames out.
+        backend: Decoder for those frames.
+    """
+
+    title: str
+    lead: str = ""
+    rows: list[ReportRow] = field(default_factory=list)
+    curves: list[CurveGroup] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    videos: Path | None = None
+    backend: str = "pyav"
+
+
+def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
+    """Writes ``report`` as one HTML file and returns its path.
+
+    Raises:
+        DataError: If a metrics file or a picture cannot be read.
+    """
+    template = resources.files("ndavid.evaluation").joinpath("report.html.jinja").read_text("utf-8")
+    engine = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    engine.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    page = engine.from_string(template).render(
+        title=report.title,
+        lead=report.lead,
+        overview=_overview(report.rows),
+        tables=_tables(report.rows),
+        curves=[
+            {"title": group.title, "image": image}
+            for group in report.curves
+            if (image := _curves_image(group))
+        ],
+        pictures=[
+            {"title": item.title, "caption": item.caption, "image": _picture_url(item)}
+            for item in report.pictures
+        ],
+        evaluations=[_evaluation(row, report) for row in report.rows],
+    )
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def report_of_result(
+    result_path: str | os.PathLike[str], *, videos: Path | None = None, backend: str = "pyav"
+) -> Path:
+    """Writes ``report.html`` beside a ``result.json``, with the curves of the runs beside it.
+
+    Args:
+        result_path: The ``result.json``; ``fold_*/metrics.jsonl`` next to it become curves.
+        videos: Folder the neighbours' paths start from.
+        backend: Decoder for their frames.
+    """
+    path = Path(result_path)
+    result = load_result(path)
+    runs = {
+        run.parent.name.replace("_", " "): run
+        for run in sorted(path.parent.glob("*/metrics.jsonl"))
+    }
+    report = Report(
+        title=f"{result.task}: {result.protocol.manifest or path.parent.name}",
+        rows=[ReportRow(name=result.task, result=result)],
+        curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
+        videos=videos,
+        backend=backend,
+    )
+    return write_report(report, path.with_name("report.html"))
+
+
+def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
+    """Returns a plain-text table: name, ``metric`` in per cent with its interval, n, chance.
+
+    A row whose Result has no such metric shows a dash.
+    """
+    header = ("encoder", f"{metric} %", "95% interval", "n", "chance %")
+    lines = [header]
+    for row in rows:
+        found = row.result.metrics.get(metric)
+        chance = "-" if row.result.chance is None else f"{100 * row.result.chance:.1f}"
+        if found is None:
+            lines.append((row.name, "-", "-", "-", chance))
+        else:
+            interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+            lines.append((row.name, f"{100 * found.value:.1f}", interval, str(found.n), chance))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = "  ".join("-" * width for width in widths)
+    text = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def _url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _picture_url(picture: Picture) -> str:
+    data = picture.image
+    if isinstance(data, Path):
+        try:
+            data = data.read_bytes()
+        except OSError as error:
+            raise DataError(data, f"cannot read the picture: {error.strerror}") from error
+    for magic, kind in ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"<", "svg+xml")):
+        if data.startswith(magic):
+            return _url(data, kind)
+    raise DataError(str(picture.title), "a report takes PNG, JPEG or SVG pictures")
+
+
+def _overview(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
+    """One interval plot a task that has top-1 accuracy or R@1."""
+    plots = []
+    for metric, label in (("top1", "top-1 accuracy"), ("R@1", "retrieval R@1")):
+        found = [
+            (row.name, row.result.metrics[metric]) for row in rows if metric in row.result.metrics
+        ]
+        if len(found) < 2:
+            continue
+        chances = {row.result.chance for row in rows if metric in row.result.metrics}
+        chance = chances.pop() if len(chances) == 1 else None
+        plots.append(
+            {"label": label, "image": _url(accuracy_figure(found, chance, label), "svg+xml")}
+        )
+    return plots
+
+
+def _tables(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
+    """Results grouped by task: evaluations with the same metrics share one table."""
+    groups: dict[tuple[str, ...], list[ReportRow]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.result.metrics), []).append(row)
+    return [
+        {
+            "metrics": metrics,
+            "rows": [
+                {
+                    "name": row.name,
+                    "task": row.result.task,
+                    "values": [row.result.metrics[name] for name in metrics],
+                    "n": next(iter(row.result.metrics.values())).n if metrics else 0,
+                    "chance": row.result.chance,
+                    "questionable": row.result.protocol.name == "paper_compat",
+                }
+                for row in members
+            ],
+        }
+        for metrics, members in groups.items()
+    ]
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Reads a ``metrics.jsonl``: the finite numbers of each line that has a ``step``.
+
+    A last line cut short by a kill is left out; any other bad line is an error.
+
+    Raises:
+        DataError: If the file cannot be read or holds a line that is not a JSON object.
+    """
+    source = Path(path)
+    source = source / "metrics.jsonl" if source.is_dir() else source
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(source, f"cannot read the metrics: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            rows.append(
+                {
+                    key: float(value)
+                    for key, value in entry.items()
+                    if isinstance(value, int | float) and math.isfinite(value)
+                }
+            )
+        except (ValueError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise DataError(source, f"line {number} is not a JSON object") from error
+    return [row for row in rows if "step" in row]
+
+
+def _curves_image(group: CurveGroup) -> str:
+    """The group's figure as a URL; empty when nothing was logged."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for name, path in group.runs.items():
+        for entry in read_metrics(path):
+            for key, value in entry.items():
+                if key in _HIDDEN_CURVES or (group.keys and key not in group.keys):
+                    continue
+                steps, values = panels.setdefault(key, {}).setdefault(name, ([], []))
+                steps.append(entry["step"])
+                values.append(value)
+    panels = {
+        key: runs for key, runs in panels.items() if any(len(v) > 1 for v, _ in runs.values())
+    }
+    if group.keys:
+        panels = {key: panels[key] for key in group.keys if key in panels}
+    return _url(curves_figure(panels), "svg+xml") if panels else ""
+
+
+def _evaluation(row: ReportRow, report: Report) -> dict[str, Any]:
+    """Everything one evaluation shows under its own heading."""
+    result = row.result
+    details = result.details
+    confusion = ""
+    if details.get("confusion"):
+        counts = torch.tensor(details["confusion"])
+        confusion = _url(confusion_figure(counts, details["classes"]), "svg+xml")
+    per_class = details.get("per_class", [])
+    return {
+        "name": row.name,
+        "task": result.task,
+        "protocol": _protocol_rows(result),
+        "notes": result.protocol.notes,
+        "questionable": result.protocol.name == "paper_compat",
+        "confusion": confusion,
+        "per_class": per_class,
+        "per_class_open": len(per_class) <= _MAX_PER_CLASS_OPEN,
+        "folds": [
+            {
+                "fold": fold["fold"],
+                "metrics": {name: Metric(**value) for name, value in fold["metrics"].items()},
+            }
+            for fold in details.get("folds", [])
+        ],
+        "neighbours": _neighbours(details.get("neighbours", []), report),
+        "environment": result.environment,
+        "config": yaml.safe_dump(result.config, sort_keys=False) if result.config else "",
+    }
+
+
+def _protocol_rows(result: Result) -> list[tuple[str, str]]:
+    protocol = result.protocol
+    checkpoint = result.checkpoint
+    digest = f"{checkpoint['path']} (sha256 {checkpoint['sha256'][:16]}…)" if checkpoint else "none"
+    rows = [
+        ("protocol", protocol.name),
+        ("data", f"{protocol.manifest}, {protocol.num_classes} classes"),
+        ("split", f"{protocol.split}, fold {', '.join(map(str, protocol.folds))}"),
+        ("videos", _counted(result)),
+        ("clip", protocol.sampling),
+        ("views", f"{protocol.clips} clips × {protocol.crops} crops, {protocol.size} px"),
+        ("averaging", protocol.averaging),
+        ("short videos", protocol.short),
+        ("weights chosen by", protocol.selection),
+        ("pretrained weights", digest),
+        ("seed", str(result.seed)),
+        ("wall time", f"{result.seconds:.0f} s"),
+    ]
+    return [(key, value) for key, value in rows if value]
+
+
+def _counted(result: Result) -> str:
+    protocol = result.protocol
+    return (
+        f"{protocol.num_videos} scored; {protocol.num_short} shorter than a clip, "
+        f"{protocol.num_dropped} dropped, {protocol.num_bad} undecodable"
+    )
+
+
+def _neighbours(examples: list[dict[str, Any]], report: Report) -> list[dict[str, Any]]:
+    """The stored neighbour examples with a strip of frames each; none without a video folder."""
+    if report.videos is None:
+        return []
+    return [
+        {
+            "query": _clip(example["query"], report),
+            "found": [_clip(neighbour, report) for neighbour in example["neighbours"]],
+        }
+        for example in examples
+    ]
+
+
+def _clip(entry: dict[str, Any], report: Report) -> dict[str, Any]:
+    """A clip's entry with three frames (first quarter, middle, last quarter) as a strip."""
+    assert report.videos is not None
+    with open_reader(report.videos / entry["path"], backend=report.backend) as reader:
+        count = len(reader)
+        frames = reader.read([count // 4, count // 2, (3 * count) // 4])
+    return {**entry, "image": _url(frame_strip(frames), "jpeg")}
