@@ -1,0 +1,308 @@
+"""Typed configs: one dataclass and one YAML a run, with overrides on the command line.
+
+Plain dataclasses describe a config; jsonargparse checks types and writes ``--help``. A misspelt key
+or a wrong type is a ConfigError that names the file (or the command line) and the nearest valid
+key. Overrides win over files whatever the order on the command line:
+
+    train.py --config run.yaml --optim.lr 1e-3 --run.epochs 20
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import jsonargparse
+import yaml
+
+from ndavid.errors import ConfigError, NdavidError
+
+T = TypeVar("T")
+
+COMMAND_LINE = "command line"
+
+# A string under a field is its help text, as in litgpt's configs.
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(cls: type[T], argv: Sequence[str] | None = None, *, description: str = "") -> T:
+    """Builds a ``cls`` from ``--config FILE`` and overrides such as ``--optim.lr 1e-3``.
+
+    Args:
+        cls: a dataclass with a default for every field; fields may be dataclasses themselves.
+        argv: the words after the program's name; ``sys.argv[1:]`` when None.
+        description: the text on top of ``--help``.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, an unreadable file.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(cls, description)
+    files, overrides = _split_config_option(words)
+    if "-h" in overrides or "--help" in overrides:
+        parser.print_help()
+        raise SystemExit(0)
+    _check_options(overrides, cls)
+    values: dict[str, Any] = {}
+    for file in files:
+        values = _merge(values, _read_checked(cls, parser, Path(file)))
+    namespace = _guarded(cls, COMMAND_LINE, lambda: parser.parse_object(values))
+    namespace = _guarded(
+        cls, COMMAND_LINE, lambda: parser.parse_args(overrides, namespace=namespace)
+    )
+    return _build(cls, namespace)
+
+
+def from_yaml(cls: type[T], path_or_text: str | Path) -> T:
+    """Builds a ``cls`` from a YAML file (a Path, or a str ending in .yaml/.yml) or from YAML text.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    parser = _parser(cls, "")
+    if isinstance(path_or_text, Path) or re.fullmatch(r"\S[^\n]*\.ya?ml", path_or_text):
+        values = _read_checked(cls, parser, Path(path_or_text))
+    else:
+        values = _checked(cls, parser, path_or_text, "config text")
+    return _build(cls, _guarded(cls, "config", lambda: parser.parse_object(values)))
+
+
+def to_yaml(config: object) -> str:
+    """The YAML of a config dataclass, keys in field order; `from_yaml` reads it back equal."""
+    values = dataclasses.asdict(cast(Any, config))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def run_main(main: Callable[[], object]) -> NoReturn:
+    """Runs a script's main; an NdavidError becomes one line on stderr and exit code 2.
+
+    Ctrl-C ends with 130 and a SystemExit raised inside (143 after SIGTERM) keeps its code.
+    """
+    try:
+        main()
+    except NdavidError as error:
+        print(f"error{_rank_note()}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"interrupted{_rank_note()}", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def nearest(name: str, valid: Sequence[str], *, elsewhere: Sequence[str] = ()) -> str:
+    """The hint ``; did you mean 'x'?`` for a misspelt key, or the list of valid ones.
+
+    Args:
+        name: the dotted key as written.
+        valid: the keys that could stand in its place.
+        elsewhere: keys of other groups, for one written under the wrong group or none.
+    """
+    leaf = name.rsplit(".", 1)[-1]
+    everywhere = [*valid, *elsewhere]
+    matches = [key for key in everywhere if key.rsplit(".", 1)[-1] == leaf]
+    matches = matches or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    matches = matches or difflib.get_close_matches(name, everywhere, n=1, cutoff=0.6)
+    if matches:
+        return f"; did you mean '{matches[0]}'?"
+    return f"; valid: {', '.join(valid)}"
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Dotted key -> annotation of every leaf of a config dataclass, groups left out."""
+    return {key: kind for key, kind in _walk_types(cls, "") if _dataclass_of(kind) is None}
+
+
+def _rank_note() -> str:
+    """Names the rank on all but the first, so that one fault on eight ranks reads as one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (rank {rank})"
+
+
+def _parser(cls: type, description: str) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        description=description or (cls.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; the options below win over it, in any order"
+    )
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _split_config_option(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes ``--config FILE`` out, so that a file never overrides what was typed before it."""
+    files, rest = [], []
+    iterator = iter(words)
+    for word in iterator:
+        if word == "--config":
+            file = next(iterator, None)
+            if file is None:
+                raise ConfigError(f"{COMMAND_LINE}: --config needs a file")
+            files.append(file)
+        elif word.startswith("--config="):
+            files.append(word.split("=", 1)[1])
+        else:
+            rest.append(word)
+    return files, rest
+
+
+def _check_options(words: Sequence[str], cls: type) -> None:
+    valid = [key for key, _ in _walk_types(cls, "")]
+    for word in words:
+        # A lone "--" or a negative number is not an option.
+        if not re.match(r"--[A-Za-z]", word):
+            continue
+        name = word[2:].split("=", 1)[0].removesuffix("+")
+        if name not in valid:
+            hint = nearest(name, list(field_types(cls)))
+            raise ConfigError(f"{COMMAND_LINE}: unknown option '--{name}'{hint}")
+
+
+def _read_checked(cls: type, parser: jsonargparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"{path}: cannot read the config: {reason}") from error
+    return _checked(cls, parser, text, str(path))
+
+
+def _checked(
+    cls: type, parser: jsonargparse.ArgumentParser, text: str, source: str
+) -> dict[str, Any]:
+    """YAML text -> values whose keys and types fit ``cls``."""
+    try:
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
+    _check_keys(cls, values, source, "", list(field_types(cls)))
+    _guarded(cls, source, lambda: parser.parse_object(values))
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                where = node.start_mark.line + 1
+                raise yaml.YAMLError(f"key '{key}' is given twice in the block at line {where}")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_keys(
+    cls: type, values: object, source: str, prefix: str, top_keys: Sequence[str]
+) -> None:
+    if not isinstance(values, dict):
+        what = f"'{prefix}'" if prefix else "a config"
+        raise ConfigError(f"{source}: {what} must be a block of keys, not {values!r}")
+    hints = get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cast(Any, cls))]
+    for key, value in values.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        if key not in names:
+            valid = [f"{prefix}.{name}" if prefix else name for name in names]
+            hint = nearest(dotted, valid, elsewhere=top_keys)
+            raise ConfigError(f"{source}: unknown key '{dotted}'{hint}")
+        group = _dataclass_of(hints[key])
+        if value is None and not _is_optional(hints[key]):
+            raise ConfigError(f"{source}: '{dotted}' has no value")
+        if group is not None and value is not None:
+            _check_keys(group, value, source, dotted, top_keys)
+
+
+def _walk_types(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cast(Any, cls)):
+        key = f"{prefix}{field.name}"
+        yield key, hints[field.name]
+        group = _dataclass_of(hints[field.name])
+        if group is not None:
+            yield from _walk_types(group, f"{key}.")
+
+
+def _is_optional(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind)
+
+
+def _dataclass_of(kind: Any) -> type | None:
+    """The dataclass an annotation stands for (itself, or inside an Optional), or None."""
+    options = get_args(kind) if _is_optional(kind) else (kind,)
+    found = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
+    return found[0] if found else None
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in update.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _guarded(cls: type, source: str, step: Callable[[], Any]) -> Any:
+    """Runs a jsonargparse step; its errors become a ConfigError that names source and key."""
+    try:
+        return step()
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {_explain(cls, str(error))}") from error
+
+
+def _explain(cls: type, message: str) -> str:
+    """Rewrites jsonargparse's message as ``key: expected kind, got value``."""
+    message = " ".join(message.split())
+    key = re.search(r'[Kk]ey "([\w.]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)$", message)
+    kind = field_types(cls).get(key.group(1)) if key else None
+    if key is None or value is None or kind is None:
+        return message
+    got = value.group(1)
+    if get_origin(kind) is Literal:
+        options = [str(option) for option in get_args(kind)]
+        return f"'{key.group(1)}' is '{got}'{_one_of(got, options)}"
+    quote = f"; for the text put it in quotes: '{got}'" if kind is str else ""
+    return f"'{key.group(1)}' must be {_kind_name(kind)}, not {got}{quote}"
+
+
+def _one_of(got: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(got, options, n=1, cutoff=0.5)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f", which is not one of {', '.join(options)}{hint}"
+
+
+def _kind_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _build(cls: type[T], namespace: Any) -> T:
+    """Namespace -> dataclass, so that ``__post_init__`` checks run once on the final values."""
+    hints = get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(cast(Any, cls)):
+        value = getattr(namespace, field.name)
+        group = _dataclass_of(hints[field.name])
+        values[field.name] = value if group is None or value is None else _build(group, value)
+    return cls(**values)
