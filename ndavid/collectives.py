@@ -5,6 +5,8 @@ Knows torch.distributed and nothing of ours, so that models, methods and the eng
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,15 +30,14 @@ class _GatherWithGrad(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = x.shape[0]
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return _all_gather(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
-        grad = grad.contiguous()
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # A copy: autograd may hand the same tensor to other branches, and all_reduce is in place.
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         start = rank() * ctx.rows
         return grad[start : start + ctx.rows]
@@ -52,8 +53,12 @@ def gather_with_grad(x: Tensor) -> Tensor:
 
 def gather_without_grad(x: Tensor) -> Tensor:
     """Concatenates ``x`` (B, ...) of every rank along dim 0, in rank order, detached."""
-    if world_size() == 1:
-        return x.detach()
+    return x.detach() if world_size() == 1 else _all_gather(x.detach())
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    # Contiguous first: empty_like keeps the strides of a permuted tensor, which gloo refuses.
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts)
