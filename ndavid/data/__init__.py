@@ -1,0 +1,1 @@
+"""Files to tensors: manifests, decoding, sampling, augmentation, datasets."""

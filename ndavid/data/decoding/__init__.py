@@ -1,0 +1,1 @@
+"""One file a decoding backend; `ndavid.data.decode` is the door to them."""

@@ -1,0 +1,300 @@
+"""The manifest: one CSV row a clip, written once by `prepare` and read by everything after it.
+
+    path,label,class,group,frames,fps,width,height,decord_ok,split_1,split_2,split_3
+    Archery/v_Archery_g07_c04.avi,2,Archery,g07,51,25.0,320,240,no,train,test,train
+
+`frames` is counted by decoding, not taken from the header. Labels are 0-based, -1 for none. The
+videos lie beside the CSV unless its first line is a comment `# root: DIR` (absolute, or relative to
+the CSV). `classes.txt` beside the CSV lists the class names in label order, so that a class without
+a clip keeps its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ndavid.errors import ConfigError, DataError
+
+COLUMNS = ("path", "label", "class", "group", "frames", "fps", "width", "height", "decord_ok")
+SPLITS = ("train", "test", "val", "")
+_ROOT_MARK = "# root:"
+_TRISTATE: dict[str, bool | None] = {"yes": True, "no": False, "": None}
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip: where it is, what it shows, and what decoding it gave.
+
+    Attributes:
+        path: relative to the manifest's root, with forward slashes.
+        label: 0-based class index, -1 for none.
+        group: clips of one source video share it; with "" a clip stands alone. Unique per class.
+        num_frames: frames that decode.
+        fps: frames per second.
+        width, height: pixels, rotation applied.
+        splits: "train", "test", "val" or "" (in none), one entry a fold.
+        decord_ok: whether decord was seen to give the reference's frames; None where not tried.
+    """
+
+    path: str
+    label: int
+    group: str
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    splits: tuple[str, ...]
+    decord_ok: bool | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a prepared dataset; `records[i].path` is relative to `root`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    records: tuple[ClipRecord, ...]
+
+    @property
+    def num_folds(self) -> int:
+        """How many official splits the records carry (3 for UCF101 and HMDB51)."""
+        return len(self.records[0].splits) if self.records else 0
+
+    def select(self, split: str, fold: int = 1) -> tuple[ClipRecord, ...]:
+        """The records of one split ("train", "test", "val") of a fold, counted from 1.
+
+        Raises:
+            ConfigError: there is no such fold or split name.
+        """
+        if split not in SPLITS or not split:
+            raise ConfigError(f"no split {split!r}: choose train, test or val")
+        if not 1 <= fold <= self.num_folds:
+            raise ConfigError(f"no fold {fold}: {self.root} has folds 1 to {self.num_folds}")
+        return tuple(record for record in self.records if record.splits[fold - 1] == split)
+
+    def holdout(
+        self, fraction: float, seed: int, fold: int = 1
+    ) -> tuple[tuple[ClipRecord, ...], tuple[ClipRecord, ...]]:
+        """Parts the train split into (train, validation) by whole groups; never touches test.
+
+        Every class gives about `fraction` of its clips, at least one group and never its last one.
+
+        Raises:
+            ConfigError: the fraction is not inside (0, 1).
+            DataError: a class has a single group, so that it would vanish from one of the parts.
+        """
+        if not 0.0 < fraction < 1.0:
+            raise ConfigError(f"the holdout fraction must lie between 0 and 1, got {fraction}")
+        generator = torch.Generator().manual_seed(seed)
+        train = self.select("train", fold)
+        held: set[tuple[int, str]] = set()
+        for label, groups in sorted(_groups_by_class(train).items()):
+            if len(groups) < 2:
+                raise DataError(
+                    self.root,
+                    f"class {self._class_name(label)} has one train group in fold {fold}: "
+                    "holding it out would remove the class from training",
+                )
+            held |= {(label, name) for name in _draw_groups(groups, fraction, generator)}
+        kept = tuple(r for r in train if (r.label, _group_key(r)) not in held)
+        validation = tuple(r for r in train if (r.label, _group_key(r)) in held)
+        return kept, validation
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the CSV, and `classes.txt` beside it, so that a reader never meets half a file."""
+        target = Path(path)
+        if target.is_dir():
+            target = target / "manifest.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(target.parent / "classes.txt", "".join(f"{c}\n" for c in self.classes))
+        with _atomic_text(target) as stream:
+            root = os.path.relpath(self.root.resolve(), target.parent.resolve())
+            if root != ".":
+                stream.write(f"{_ROOT_MARK} {Path(root).as_posix()}\n")
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow([*COLUMNS, *(f"split_{k + 1}" for k in range(self.num_folds))])
+            writer.writerows(self._row(record) for record in self.records)
+        return target
+
+    def _class_name(self, label: int) -> str:
+        return self.classes[label] if label >= 0 else "(unlabelled)"
+
+    def _row(self, record: ClipRecord) -> list[object]:
+        name = self.classes[record.label] if record.label >= 0 else ""
+        decord = {True: "yes", False: "no", None: ""}[record.decord_ok]
+        facts = (record.num_frames, record.fps, record.width, record.height, decord)
+        return [record.path, record.label, name, record.group, *facts, *record.splits]
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Reads `manifest.csv`, given the file or the folder that holds it; checks every row.
+
+    Whether the videos exist is not asked here: a clip whose file is gone says so when it is read.
+
+    Raises:
+        DataError: no manifest there, or a row that is not sound (the reason gives its number).
+    """
+    source = Path(path)
+    if source.is_dir():
+        source = source / "manifest.csv"
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(source, f"no readable manifest ({error})") from error
+    root, first_line, lines = _split_off_root(source, text.splitlines())
+    rows = csv.reader(lines)
+    header = next(rows, None)
+    num_folds = _check_header(source, header)
+    records: list[ClipRecord] = []
+    names: dict[int, str] = {}
+    seen: set[str] = set()
+    for row in rows:
+        where = f"row {rows.line_num + first_line}"
+        record, name = _parse_row(source, where, row, num_folds)
+        if record.path in seen:
+            raise DataError(source, f"{where}: {record.path} is listed twice")
+        seen.add(record.path)
+        if record.label >= 0 and names.setdefault(record.label, name) != name:
+            known = names[record.label]
+            raise DataError(source, f"{where}: label {record.label} is {known!r} and {name!r}")
+        records.append(record)
+    if not records:
+        raise DataError(source, "the manifest lists no clips")
+    return Manifest(root, _class_names(source, names), tuple(records))
+
+
+def _split_off_root(source: Path, lines: list[str]) -> tuple[Path, int, list[str]]:
+    """(where the videos are, lines taken off, the CSV's lines)."""
+    if lines and lines[0].startswith(_ROOT_MARK):
+        return source.parent / lines[0][len(_ROOT_MARK) :].strip(), 1, lines[1:]
+    return source.parent, 0, lines
+
+
+def _check_header(source: Path, header: list[str] | None) -> int:
+    """The number of folds, after checking the names of all columns."""
+    if header is None:
+        raise DataError(source, "the manifest is empty")
+    splits = header[len(COLUMNS) :]
+    expected = [*COLUMNS, *(f"split_{k + 1}" for k in range(len(splits)))]
+    if not splits or header != expected:
+        raise DataError(
+            source, f"row 1: columns must be {','.join(COLUMNS)},split_1[,split_2,...]; got "
+            f"{','.join(header)}"
+        )  # fmt: skip
+    return len(splits)
+
+
+def _parse_row(source: Path, where: str, row: list[str], num_folds: int) -> tuple[ClipRecord, str]:
+    """(the record, its class name)."""
+    if len(row) != len(COLUMNS) + num_folds:
+        raise DataError(source, f"{where}: {len(row)} fields instead of {len(COLUMNS) + num_folds}")
+    path, label, name, group, frames, fps, width, height, decord_ok = row[: len(COLUMNS)]
+    splits = tuple(row[len(COLUMNS) :])
+    try:
+        record = ClipRecord(
+            path=path,
+            label=int(label),
+            group=group,
+            num_frames=int(frames),
+            fps=float(fps),
+            width=int(width),
+            height=int(height),
+            splits=splits,
+            decord_ok=_TRISTATE[decord_ok],
+        )
+    except ValueError as error:
+        raise DataError(source, f"{where}: {error}") from error
+    except KeyError as error:
+        raise DataError(source, f"{where}: decord_ok is yes, no or empty, not {error}") from error
+    _check_record(source, where, record, name)
+    return record, name
+
+
+def _check_record(source: Path, where: str, record: ClipRecord, name: str) -> None:
+    unknown = set(record.splits) - set(SPLITS)
+    problems = {
+        "no path": not record.path,
+        f"path {record.path!r} must be relative to the root": record.path.startswith("/"),
+        f"label {record.label} is below -1": record.label < -1,
+        f"label {record.label} has no class name": record.label >= 0 and not name,
+        f"frames is {record.num_frames}, must be positive": record.num_frames < 1,
+        f"size {record.width}x{record.height} must be positive": min(record.width, record.height)
+        < 1,
+        f"fps {record.fps} must be a positive number": not 0 < record.fps < float("inf"),
+        f"splits are {'|'.join(SPLITS[:-1])} or empty, not {sorted(unknown)}": bool(unknown),
+    }
+    for reason, wrong in problems.items():
+        if wrong:
+            raise DataError(source, f"{where}: {reason}")
+
+
+def _class_names(source: Path, names: dict[int, str]) -> tuple[str, ...]:
+    """Class names in label order, from classes.txt or, without one, from the rows."""
+    listed = source.parent / "classes.txt"
+    if listed.exists():
+        classes = tuple(line for line in listed.read_text(encoding="utf-8").splitlines() if line)
+    else:
+        classes = tuple(names.get(k, f"class_{k}") for k in range(max(names, default=-1) + 1))
+    for label, name in sorted(names.items()):
+        if label >= len(classes) or classes[label] != name:
+            expected = classes[label] if label < len(classes) else "nothing"
+            raise DataError(source, f"label {label} is {name!r}, but classes.txt has {expected!r}")
+    return classes
+
+
+def _group_key(record: ClipRecord) -> str:
+    # A clip without a group is a group of its own; "/" keeps its key apart from real group names.
+    return record.group or f"/{record.path}"
+
+
+def _groups_by_class(records: Iterable[ClipRecord]) -> dict[int, dict[str, int]]:
+    """label -> group -> how many clips. A group name counts within its class only."""
+    groups: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for record in records:
+        groups[record.label][_group_key(record)] += 1
+    return groups
+
+
+def _draw_groups(groups: dict[str, int], fraction: float, generator: torch.Generator) -> list[str]:
+    """Random groups that hold about `fraction` of the clips; at least one, never all."""
+    names = sorted(groups)
+    order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+    target = fraction * sum(groups.values())
+    drawn = order[:1]
+    total = groups[order[0]]
+    for name in order[1:-1]:
+        if abs(total + groups[name] - target) < abs(total - target):
+            drawn.append(name)
+            total += groups[name]
+    return drawn
+
+
+@contextlib.contextmanager
+def _atomic_text(target: Path):
+    """A text stream whose content appears under `target` whole, or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a dataset is often shared
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _write_atomically(target: Path, text: str) -> None:
+    with _atomic_text(target) as stream:
+        stream.write(text)
