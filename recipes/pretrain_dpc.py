@@ -1,0 +1,102 @@
+"""Pretrain a video encoder with DPC, with or without negative data augmentation.
+
+    accelerate launch recipes/pretrain_dpc.py \\
+        --config recipes/configs/dpc/ucf101_r18_nda-stitch.yaml \\
+        --data.manifest data/ucf101 --run.output runs/ucf101-stitch
+
+Any key of the YAML can be set on the command line (``--nda.spec jigsaw:grid=3``); ``--help`` lists
+them. A run that was stopped goes on where it was when the command is given again. Several CPU
+processes: ``torchrun --nproc_per_node 2 recipes/pretrain_dpc.py ...``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+
+from ndavid.config import parse, run_main, to_yaml
+from ndavid.data.manifest import read_manifest
+from ndavid.data.sampling import DpcBlocks, usable
+from ndavid.data.transforms import AugmentConfig, train_transform
+from ndavid.data.video import ClipDataset, VideoDataConfig, collate
+from ndavid.engine.optim import OptimConfig
+from ndavid.engine.runner import RunConfig, fit
+from ndavid.errors import ConfigError
+from ndavid.methods.dpc import DpcMethod
+from ndavid.methods.nda_config import NdaConfig
+from ndavid.models.dpc import DpcConfig
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """How predictions and targets are compared; the defaults are DPC's raw dot product."""
+
+    temperature: float = 1.0
+    """Divides the similarities."""
+    normalize: bool = False
+    """Compare unit vectors; then give a temperature, such as 0.1."""
+
+
+@dataclass(kw_only=True)
+class PretrainDpcConfig:
+    """Everything that decides a DPC pretraining run."""
+
+    data: VideoDataConfig = field(default_factory=VideoDataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: DpcConfig = field(default_factory=DpcConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    nda: NdaConfig = field(default_factory=NdaConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
+    """The training clips, in DPC's blocks, augmented."""
+    if not config.data.manifest:
+        raise ConfigError(
+            "data.manifest is empty; give the folder that datasets/prepare.py wrote, "
+            "e.g. --data.manifest data/ucf101"
+        )
+    manifest = read_manifest(config.data.manifest)
+    sampler = DpcBlocks(
+        num_blocks=config.model.num_blocks,
+        block_len=config.model.block_len,
+        frame_stride=config.data.frame_stride,
+        short=config.data.short,
+    )
+    records, short_clips = usable(manifest.select(config.data.split, config.data.fold), sampler)
+    print(f"{len(records)} clips to train on; {short_clips}")
+    return ClipDataset(
+        records,
+        manifest.root,
+        sampler,
+        train_transform(config.augment),
+        backend=config.data.backend,
+        on_error="next",
+    )
+
+
+def main() -> None:
+    config = parse(PretrainDpcConfig, sys.argv[1:], description=__doc__ or "")
+    dataset = build_dataset(config)
+    torch.manual_seed(config.run.seed)  # The initial weights; the engine seeds every step itself.
+    method = DpcMethod(
+        config.model,
+        config.nda,
+        temperature=config.objective.temperature,
+        normalize=config.objective.normalize,
+    )
+    fit(
+        method,
+        dataset,
+        run=config.run,
+        optim=config.optim,
+        config_yaml=to_yaml(config),
+        collate=collate,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
