@@ -1,0 +1,125 @@
+"""Breaking the blocks of a clip on purpose, and knowing which cells of them are really broken.
+
+Two spans. ``block`` lays the blocks side by side as channels, so that one draw acts inside every
+block alike; ``clip`` joins them in time, so that frames may move from block to block.
+
+A dense model encodes every block by itself. Whole blocks in another order therefore give the very
+same features in another order, the row's own positive among them: `refuse_whole_block_moves` keeps
+such operations from serving as false targets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor
+
+from ndavid.errors import ConfigError
+from ndavid.nda.base import NegativeAugmentation
+
+Span = Literal["block", "clip"]
+
+_JOIN = {"block": "b n c t h w -> b (n c) t h w", "clip": "b n c t h w -> b c (n t) h w"}
+_SPLIT = {"block": "b (n c) t h w -> b n c t h w", "clip": "b c (n t) h w -> b n c t h w"}
+
+
+class BrokenBlocks(NamedTuple):
+    """Broken copies of the blocks of B samples, K draws each, draws first."""
+
+    blocks: Tensor
+    """(K * B, N, C, T, H, W)"""
+    changed: Tensor
+    """(K * B, N, H, W) float: the share of the block's frames that changed at each pixel."""
+    partner: Tensor
+    """(K * B,) index of the sample that lent content, -1 where none did."""
+
+
+def break_blocks(
+    operation: NegativeAugmentation,
+    blocks: Tensor,
+    *,
+    span: Span,
+    draws: int,
+    generator: torch.Generator | None,
+) -> BrokenBlocks:
+    """Applies ``operation`` to blocks (B, N, C, T, H, W), ``draws`` times independently.
+
+    Each draw sees the batch as it is (rather than the batch repeated), so that a partner is never
+    another copy of the sample itself. Raises what the operation raises on shapes it cannot take.
+    """
+    clips = rearrange(blocks, _JOIN[span])
+    outputs = [_break_once(operation, clips, generator) for _ in range(draws)]
+    broken, masks, partners = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    num_blocks, block_len = blocks.shape[1], blocks.shape[3]
+    if span == "clip":
+        changed = reduce(masks.float(), "b (n t) h w -> b n h w", "mean", t=block_len)
+    else:
+        # The same draw in every block, hence the same mask.
+        changed = reduce(masks.float(), "b t h w -> b 1 h w", "mean").expand(-1, num_blocks, -1, -1)
+    return BrokenBlocks(rearrange(broken, _SPLIT[span], n=num_blocks), changed, partners)
+
+
+def changed_cells(changed: Tensor, grid: tuple[int, int], min_changed: float) -> Tensor:
+    """Shares (B, N, H, W) -> bool (B, N, h, w): cells of which at least ``min_changed`` changed.
+
+    A cell stands for its own patch of pixels; what a wide receptive field sees beside it is not
+    counted.
+    """
+    shares = F.adaptive_avg_pool2d(changed, grid)
+    # A half that the mean rounds to 0.49999997 is still a half.
+    return shares >= min_changed - 1e-4
+
+
+def refuse_whole_block_moves(
+    operation: NegativeAugmentation, spec: str, *, num_blocks: int, block_len: int
+) -> None:
+    """ConfigError if, across blocks, ``operation`` puts a whole block where another one was.
+
+    Found by trying: the operation breaks a clip whose pixels are all different, and every output
+    block is compared with every other input block of its sample.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for height in _PROBE_SIZES:
+        shape = (4, num_blocks, 1, block_len, height, height)
+        blocks = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+        try:
+            # Several draws, for operations that choose between alternatives.
+            broken = break_blocks(operation, blocks, span="clip", draws=4, generator=generator)
+        except ValueError:
+            continue  # a grid that does not divide this size; the real one is not known yet
+        if _moves_whole_blocks(blocks.repeat(4, 1, 1, 1, 1, 1), broken.blocks):
+            raise ConfigError(
+                f"nda.spec {spec!r} with nda.span=clip moves whole blocks of {block_len} frames; "
+                "blocks are encoded one by one, so the broken clip would hold the positive itself. "
+                "Use nda.span=block, an operation that also reorders within blocks, or "
+                "nda.where=context, where order does matter"
+            )
+        return
+
+
+# Together they are divided by every grid up to 16.
+_PROBE_SIZES = (48, 60, 56, 36, 44, 52)
+
+
+def _moves_whole_blocks(before: Tensor, after: Tensor) -> bool:
+    num_blocks = before.shape[1]
+    for shift in range(1, num_blocks):
+        same = after == before.roll(shift, dims=1)
+        if bool(same.flatten(start_dim=2).all(dim=2).any()):
+            return True
+    return False
+
+
+def _break_once(
+    operation: NegativeAugmentation, clips: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One draw: the broken clips, their changed mask (B, T, H, W) and partners (B,)."""
+    params = operation.flag(clips, operation.sample(clips.shape, generator))
+    mask = operation.changed_mask(params, clips.shape).to(clips.device)
+    partner = params.get("partner")
+    if partner is None:
+        partner = torch.full((len(clips),), -1)
+    return operation.apply(clips, params), mask, partner.to(clips.device)

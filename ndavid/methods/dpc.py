@@ -1,0 +1,204 @@
+"""Dense predictive coding with negatives made by breaking the clips themselves.
+
+Papers: Han, Xie and Zisserman 2019, "Video Representation Learning by Dense Predictive Coding"
+(model and dense loss); Sinha et al. 2021, "Negative Data Augmentation" (broken data as negatives).
+
+Every prediction p[b, i, c] (sample, step, cell) is one row of a softmax. Its positive is the target
+f[b, i, c]; its negatives are all other targets of the batch, on all ranks; its NDA negatives, the
+features of clips broken on purpose. Three decisions keep those from being positives in disguise:
+
+* A cell that the operation left alone is masked, and so is a clip flagged as static.
+* A row meets the *same cell* of the broken maps (``nda.align``). A jigsaw moves the row's positive,
+  all but intact, to another cell; and broken copies of other cells are broken copies of what are
+  easy negatives anyway.
+* With ``nda.share=batch``, a row does not meet the clips that borrowed content from its own sample:
+  where stitch pasted it, the cell holds the row's positive.
+
+Differences from the papers: negatives are gathered across ranks with gradient (DPC's came from one
+GPU); a temperature and unit-length features are options (DPC has neither).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ndavid.collectives import gather_with_grad, rank
+from ndavid.errors import ConfigError
+from ndavid.losses.contrastive import (
+    contrastive_metrics,
+    info_nce_from_similarities,
+    paired_similarity,
+    similarity,
+)
+from ndavid.methods.broken_blocks import (
+    BrokenBlocks,
+    break_blocks,
+    changed_cells,
+    refuse_whole_block_moves,
+)
+from ndavid.methods.nda_columns import NdaColumns, dense_rows, nda_columns
+from ndavid.methods.nda_config import NdaConfig
+from ndavid.models.batchnorm import without_stat_updates
+from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.normalize import Normalize
+
+
+class DpcMethod(nn.Module):
+    """DPC's objective on a batch of clips, with NDA negatives if ``nda.spec`` names an operation.
+
+    Call it with ``batch["video"]``, uint8 (B, C, num_blocks * block_len, H, W). Rows are not
+    normalised and the temperature is 1 by default, as in DPC; ``normalize=True`` compares unit
+    vectors (then give a temperature, such as 0.1).
+
+    Raises:
+        ConfigError: on a temperature <= 0, or an NDA operation that cannot be read, that moves
+            whole blocks (`refuse_whole_block_moves`), or that needs a partner in a batch of one.
+        ValueError: on clips of another length than the model's.
+    """
+
+    def __init__(
+        self,
+        dpc: DpcConfig,
+        nda: NdaConfig | None = None,
+        *,
+        temperature: float = 1.0,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {temperature}")
+        self.nda = nda or NdaConfig()
+        self.operation = self.nda.operation()
+        self.temperature = temperature
+        self.unit_length = normalize
+        self.pixels = Normalize()
+        self.dpc = DPC(dpc)
+        if self.operation is not None and self.nda.span == "clip" and self.nda.where != "context":
+            refuse_whole_block_moves(
+                self.operation,
+                self.nda.spec,
+                num_blocks=dpc.pred_steps if self.nda.where == "future" else dpc.num_blocks,
+                block_len=dpc.block_len,
+            )
+
+    def compile_targets(self) -> tuple[nn.Module, ...]:
+        """The submodules worth ``torch.compile``: the encoder, which is nearly all of the time.
+
+        The rest draws parameters on the CPU and talks to other ranks, which a graph cannot hold.
+        """
+        return (self.dpc.encoder,)
+
+    def forward(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None, step: int
+    ) -> dict[str, Tensor]:
+        """One step's ``loss`` (with gradient) and detached metrics (`contrastive_metrics`).
+
+        ``generator`` (CPU) draws the NDA parameters; ``step`` is where the weight's warm-up stands.
+        """
+        blocks = self._blocks(batch["video"])
+        predictions, targets = self.dpc(blocks)
+        nda = self._nda_columns(blocks, predictions, targets, generator)
+        queries, keys = self._rows(predictions), self._rows(targets)
+        columns = gather_with_grad(keys)
+        if nda is None and len(columns) == 1:
+            raise ValueError("one prediction has no negatives: use a larger batch or more cells")
+        own_column = rank() * len(keys) + torch.arange(len(keys), device=keys.device)
+        others = torch.arange(len(columns), device=keys.device) != own_column.unsqueeze(1)
+        result = info_nce_from_similarities(
+            paired_similarity(queries, keys),
+            similarity(queries, columns),
+            nda.similarity if nda else None,
+            temperature=self.temperature,
+            nda_weight=self.nda.weight_at(step),
+            nda_scale=self.nda.scale,
+            negative_mask=others,
+            nda_mask=nda.mask if nda else None,
+        )
+        return {"loss": result.loss} | contrastive_metrics(result)
+
+    def _blocks(self, video: Tensor) -> Tensor:
+        """uint8 (B, C, N * T, H, W) -> normalised blocks (B, N, C, T, H, W)."""
+        config = self.dpc.config
+        if video.dim() != 5 or video.shape[2] != config.num_blocks * config.block_len:
+            raise ValueError(
+                f"expected clips (B, C, {config.num_blocks} * {config.block_len}, H, W), "
+                f"got {tuple(video.shape)}"
+            )
+        return rearrange(self.pixels(video), "b c (n t) h w -> b n c t h w", n=config.num_blocks)
+
+    def _nda_columns(
+        self,
+        blocks: Tensor,
+        predictions: Tensor,
+        targets: Tensor,
+        generator: torch.Generator | None,
+    ) -> NdaColumns | None:
+        if self.operation is None:
+            return None
+        if self.operation.needs_partner and len(blocks) < 2:
+            raise ConfigError(
+                f"nda.spec {self.nda.spec!r} mixes each clip with another of the batch: "
+                "use a batch_size of at least 2 (per process)"
+            )
+        broken = break_blocks(
+            self.operation,
+            self._blocks_to_break(blocks),
+            span=self.nda.span,
+            draws=self.nda.per_sample,
+            generator=generator,
+        )
+        features = self._encode_broken(broken.blocks)
+        used = self._used_cells(broken, features)
+        # A broken past gives a false prediction, whose counterpart is the true target.
+        true = targets if self.nda.where == "context" else predictions
+        if self.nda.entry == "pooled":
+            true, features = _pooled(true), _pooled(features)
+        return nda_columns(
+            self.nda, self._comparable(true), self._comparable(features), used, broken.partner
+        )
+
+    def _blocks_to_break(self, blocks: Tensor) -> Tensor:
+        context, future = self.dpc.split(blocks)
+        return {"future": future, "all": blocks, "context": context}[self.nda.where]
+
+    def _encode_broken(self, blocks: Tensor) -> Tensor:
+        """Broken blocks -> false targets (KB, Q, D, h, w), or false predictions (KB, P, D, h, w).
+
+        A forward of its own: broken clips neither share batch statistics with the true ones nor
+        move the running statistics.
+        """
+        gradient = torch.no_grad() if self.nda.stop_grad else nullcontext()
+        with gradient, without_stat_updates(self.dpc):
+            features = self.dpc.encode(blocks)
+            return self.dpc.predict_from(features) if self.nda.where == "context" else features
+
+    def _used_cells(self, broken: BrokenBlocks, features: Tensor) -> Tensor:
+        """Bool (KB, Q, h, w): which of the features (KB, Q, D, h, w) are negatives."""
+        changed = broken.changed
+        steps, _, height, width = features.shape[1:]
+        if self.nda.where == "context":
+            # Every step is predicted from all of the past.
+            changed = changed.mean(dim=1, keepdim=True).expand(-1, steps, -1, -1)
+        if self.nda.entry == "pooled":
+            touched = (changed > 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+            return touched.expand(-1, -1, height, width)
+        return changed_cells(changed, (height, width), self.nda.min_changed)
+
+    def _rows(self, maps: Tensor) -> Tensor:
+        return dense_rows(self._comparable(maps), self.nda)
+
+    def _comparable(self, maps: Tensor) -> Tensor:
+        """Maps (B, P, D, h, w) as the loss compares them: float32, of unit length if asked."""
+        maps = maps.float()
+        return F.normalize(maps, dim=2) if self.unit_length else maps
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """The mean over space in every cell, float32."""
+    maps = maps.float()
+    return maps.mean(dim=(-2, -1), keepdim=True).expand_as(maps)

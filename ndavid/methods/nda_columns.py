@@ -1,0 +1,98 @@
+"""Which broken features each row of a dense softmax meets.
+
+A row is a (sample b, step p, cell h w). Rows that meet the same broken features are laid side by
+side and share one group of them, so that no feature is ever copied row by row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ndavid.collectives import gather_with_grad, gather_without_grad, rank
+from ndavid.losses.contrastive import similarity
+from ndavid.methods.nda_config import NdaConfig
+
+# Rows of own-sample groups go sample by sample, those of batch-wide groups cell by cell.
+_ROWS = {"own": "b p d h w -> (b h w p) d", "batch": "b p d h w -> (h w p b) d"}
+
+# Broken maps are (k b) q d h w, k draws (and ranks) of b samples of q blocks -> groups, columns.
+_GROUPS = {
+    ("own", "all"): "(k b) q d h w -> b (k q h w) d",
+    ("own", "same_cell"): "(k b) q d h w -> (b h w) (k q) d",
+    ("batch", "all"): "(k b) q d h w -> () (k b q h w) d",
+    ("batch", "same_cell"): "(k b) q d h w -> (h w) (k b q) d",
+}
+# A broken prediction belongs to a step: its aligned row is that of the same cell and step.
+_GROUPS_OF_STEPS = _GROUPS | {
+    ("own", "same_cell"): "(k b) q d h w -> (b h w q) k d",
+    ("batch", "same_cell"): "(k b) q d h w -> (h w q) (k b) d",
+}
+
+
+class NdaColumns(NamedTuple):
+    """What NDA adds to the R rows of the softmax."""
+
+    similarity: Tensor
+    """(R, M), float32"""
+    mask: Tensor
+    """(R, M), True where the row uses the column."""
+
+
+def dense_rows(maps: Tensor, config: NdaConfig) -> Tensor:
+    """Maps (B, P, D, h, w) -> rows (B * P * h * w, D), in the order that `nda_columns` wants."""
+    return rearrange(maps, _ROWS[config.share])
+
+
+def nda_columns(
+    config: NdaConfig, true: Tensor, broken: Tensor, used: Tensor, partner: Tensor
+) -> NdaColumns:
+    """Lets each row of the true maps meet the broken ones that ``config`` deals to it.
+
+    Args:
+        true: (B, P, D, h, w): predictions, or targets where the prediction is what is broken.
+        broken: (K * B, Q, D, h, w), draws first; Q blocks, or P steps of a broken prediction.
+        used: bool (K * B, Q, h, w): which broken features are negatives at all.
+        partner: (K * B,) index in this rank's batch of the sample that lent content, -1 for none.
+
+    With ``share=batch`` the broken features of all ranks are gathered, with gradient, and a row
+    skips those that borrowed from its own sample: there they hold the row's positive.
+    """
+    batch = len(true)
+    # Pooled maps hold the same vector in every cell: once is enough.
+    align = "same_cell" if config.entry == "pooled" else config.align
+    groups = (_GROUPS_OF_STEPS if config.where == "context" else _GROUPS)[config.share, align]
+    if config.share == "batch":
+        broken, used = gather_with_grad(broken), gather_without_grad(used)
+    scores = similarity(dense_rows(true, config), rearrange(broken, groups, b=batch))
+    mask = _per_row(rearrange(used, _without_features(groups), b=batch), len(scores))
+    if config.share == "batch":
+        mask = mask & ~_borrowed(config, groups, true, used, partner)
+    return NdaColumns(scores, mask)
+
+
+def _borrowed(
+    config: NdaConfig, groups: str, true: Tensor, used: Tensor, partner: Tensor
+) -> Tensor:
+    """(R, M): True where the column's clip took content from the row's own sample."""
+    batch, steps, _, height, width = true.shape
+    lender = torch.where(partner < 0, -1, partner + rank() * batch)
+    lenders = gather_without_grad(lender).reshape(-1, 1, 1, 1).expand_as(used)
+    lenders = rearrange(lenders, _without_features(groups), b=batch)
+    samples = rank() * batch + torch.arange(batch, device=true.device)
+    samples = samples.reshape(-1, 1, 1, 1).expand(batch, steps, height, width)
+    samples = rearrange(samples, _without_features(_ROWS[config.share]))
+    return samples.unsqueeze(1) == _per_row(lenders, len(samples))
+
+
+def _per_row(groups: Tensor, rows: int) -> Tensor:
+    """(G, M), one line a group -> (R, M), one line a row."""
+    return groups.repeat_interleave(rows // len(groups), dim=0)
+
+
+def _without_features(pattern: str) -> str:
+    """The same einops pattern for a tensor that has no feature axis."""
+    return pattern.replace(" d", "")

@@ -1,0 +1,85 @@
+"""What negatives a method makes, and how they enter its loss."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
+
+from ndavid import nda
+from ndavid.errors import ConfigError
+from ndavid.nda.base import NegativeAugmentation
+
+
+@dataclass(kw_only=True)
+class NdaConfig:
+    """Negative data augmentation inside a method; an empty ``spec`` means none.
+
+    Raises ConfigError, naming the nearest valid value, on a choice that does not exist or a number
+    out of range.
+    """
+
+    spec: str = ""
+    """The operation, as ``nda.from_spec`` reads it: "stitch", "jigsaw:grid=3 | frame_shuffle"."""
+    where: Literal["future", "all", "context"] = "future"
+    """What is broken: the predicted blocks, every block, or the past that predictions come from.
+    A broken block is a false target; a broken past makes a false prediction of a true target."""
+    entry: Literal["cells", "pooled"] = "cells"
+    """Whether broken features enter cell by cell, unchanged cells masked, or averaged over space,
+    one column for all the cells of a prediction."""
+    share: Literal["own", "batch"] = "own"
+    """Whose negatives a row meets: those of its own sample, or of the whole batch on all ranks."""
+    align: Literal["same_cell", "all"] = "same_cell"
+    """Which cells of a broken map a row meets. The default, because an operation that moves
+    content (a jigsaw) puts the row's own positive, all but intact, into another cell."""
+    span: Literal["block", "clip"] = "block"
+    """One draw acts inside each block alike, or on the chosen blocks joined in time."""
+    weight: float = 1.0
+    """How many times an NDA negative counts in the denominator; 0 takes it out of the loss."""
+    scale: float = 1.0
+    """Multiplies the similarity of NDA negatives (the alpha of Ge et al. 2021)."""
+    per_sample: int = 1
+    """Independent draws a sample and step; each costs one more encoding of the broken blocks."""
+    min_changed: float = 0.5
+    """Share of a cell's pixels and frames that must have changed for the cell to be a negative. A
+    swap of 2 frames in a block of 5 changes 0.4 of it: lower this to count it."""
+    stop_grad: bool = False
+    """Encode the negatives without gradient: cheaper, and only the true side learns from them."""
+    warmup_steps: int = 0
+    """Steps over which the weight rises linearly from 0."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            choices = get_args(hints[field.name])
+            if choices:
+                _check_choice(field.name, getattr(self, field.name), choices)
+        _check(math.isfinite(self.weight) and self.weight >= 0, "weight", ">= 0", self.weight)
+        _check(math.isfinite(self.scale) and self.scale > 0, "scale", "> 0", self.scale)
+        _check(self.per_sample >= 1, "per_sample", ">= 1", self.per_sample)
+        _check(0 < self.min_changed <= 1, "min_changed", "in (0, 1]", self.min_changed)
+        _check(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
+
+    def operation(self) -> NegativeAugmentation | None:
+        """The operation that ``spec`` names, None when it names none; ConfigError if unreadable."""
+        return nda.from_spec(self.spec) if self.spec.strip() else None
+
+    def weight_at(self, step: int) -> float:
+        """The weight at an optimizer step, counted from 0."""
+        if step >= self.warmup_steps:
+            return self.weight
+        return self.weight * step / self.warmup_steps
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value in choices:
+        return
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"nda.{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _check(fits: bool, name: str, bounds: str, value: float) -> None:
+    if not fits:
+        raise ConfigError(f"nda.{name} must be {bounds}, got {value}")

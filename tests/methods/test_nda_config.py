@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from ndavid.errors import ConfigError
+from ndavid.methods.nda_config import NdaConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"where": "futur"}, r"nda\.where .* did you mean 'future'"),
+        ({"entry": "pool"}, r"nda\.entry .* did you mean 'pooled'"),
+        ({"share": "xyz"}, r"nda\.share must be one of own, batch"),
+        ({"span": "clips"}, r"nda\.span .* did you mean 'clip'"),
+        ({"align": "same"}, r"nda\.align .* did you mean 'same_cell'"),
+        ({"weight": -0.5}, r"nda\.weight must be >= 0"),
+        ({"weight": float("nan")}, r"nda\.weight"),
+        ({"scale": 0.0}, r"nda\.scale"),
+        ({"per_sample": 0}, r"nda\.per_sample"),
+        ({"min_changed": 0.0}, r"nda\.min_changed"),
+        ({"min_changed": 1.5}, r"nda\.min_changed"),
+        ({"warmup_steps": -1}, r"nda\.warmup_steps"),
+    ],
+)
+def test_bad_values_are_named_with_the_nearest_good_one(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NdaConfig(**change)
+
+
+def test_empty_spec_is_no_operation() -> None:
+    assert NdaConfig().operation() is None
+    assert NdaConfig(spec="  ").operation() is None
+
+
+def test_spec_is_read() -> None:
+    operation = NdaConfig(spec="jigsaw:grid=3").operation()
+    assert operation is not None and operation.name == "jigsaw"
+
+
+def test_misspelt_spec_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="jigsaw"):
+        NdaConfig(spec="jigsow").operation()
+
+
+def test_weight_rises_linearly_from_zero() -> None:
+    config = NdaConfig(weight=2.0, warmup_steps=4)
+    assert [config.weight_at(step) for step in range(6)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert NdaConfig(weight=0.3).weight_at(0) == 0.3
