@@ -1,0 +1,109 @@
+"""Ranks, devices and agreements between ranks: the one file that builds an Accelerator."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+from ndavid.collectives import world_size
+from ndavid.errors import ConfigError
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def make_accelerator(
+    *,
+    precision: Precision = "no",
+    device: Literal["auto", "cpu"] = "auto",
+    trackers: Sequence[str] = (),
+    project_dir: Path | None = None,
+    find_unused_parameters: bool = False,
+) -> Accelerator:
+    """An Accelerator for one run; a second call in the same process may ask for something else.
+
+    Accumulation is the loop's own (one factor, in one place), so that of a launch file is ignored.
+
+    Raises:
+        ConfigError: a precision that the device cannot do.
+    """
+    # accelerate keeps its state in class variables and refuses to change them otherwise. The
+    # process group outlives a run.
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=device == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=project_dir,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+            ],
+        )
+    except ValueError as error:
+        raise ConfigError(f"precision '{precision}' on this device: {error}") from error
+    if dist.is_initialized():
+        _leave_group_at_exit()
+    return accelerator
+
+
+@functools.cache
+def _leave_group_at_exit() -> None:
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@functools.cache
+def _cpu_group() -> Any:
+    """A gloo group beside NCCL's, so that small agreements do not wait for the GPU's stream."""
+    return dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+
+
+def agree(*values: int) -> tuple[int, ...]:
+    """The largest of each value over all ranks; every rank must call it at the same point."""
+    if world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_cpu_group())
+    return tuple(int(value) for value in tensor)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's small picklable ``value``, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's small picklable ``value``, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_cpu_group())
+    return box[0]
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over all ranks; the keys must be the same on all of them."""
+    if world_size() == 1 or not values:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(tensor, group=_cpu_group())
+    return dict(zip(values, (tensor / world_size()).tolist(), strict=True))

@@ -1,0 +1,95 @@
+"""What a run ran on: versions, commit, device, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "ndavid",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "timm",
+    "pytorchvideo",
+    "av",
+    "decord",
+    "torchcodec",
+    "numpy",
+    "einops",
+    "safetensors",
+)
+
+
+def describe(*, seed: int, device: torch.device, world_size: int, precision: str) -> dict[str, Any]:
+    """Everything beside the config that could change a result, as JSON-ready values."""
+    return {
+        "argv": sys.argv,
+        "seed": seed,
+        "device": device_name(device),
+        "world_size": world_size,
+        "precision": precision,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "packages": versions(),
+        "git": git_commit(),
+    }
+
+
+def write(run_dir: Path, description: dict[str, Any]) -> None:
+    """Writes ``environment.json``."""
+    (run_dir / "environment.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's as the system gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"cpu: {line.split(':', 1)[1].strip()}"
+    return f"cpu: {platform.processor() or platform.machine()}"
+
+
+def git_commit() -> dict[str, Any] | None:
+    """Commit of the source tree that ndavid runs from, and whether it was changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,114 @@
+"""The DataLoader of a run: keys from an EpochSampler, errors that keep their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from ndavid.engine.sampler import EpochSampler, Key
+from ndavid.engine.signals import ignore_in_worker
+from ndavid.errors import NdavidError, TrainingError
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+
+class KeyedDataset(Protocol):
+    """A map-style dataset read by (index, seed): a sample is a pure function of its key."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key, /) -> Any: ...
+
+
+class _Guarded:
+    """Returns an NdavidError instead of raising it.
+
+    A DataLoader rebuilds a worker's exception from its message alone, which loses the kind and the
+    fields of ours; as a value it crosses whole.
+    """
+
+    def __init__(self, dataset: KeyedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        try:
+            return self.dataset[key]
+        except NdavidError as error:
+            return error
+
+
+class _GuardedCollate:
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any] | NdavidError:
+        errors = [sample for sample in samples if isinstance(sample, NdavidError)]
+        return errors[0] if errors else self.collate(samples)
+
+
+def build_loader(
+    dataset: KeyedDataset,
+    sampler: EpochSampler,
+    collate: Collate | None = None,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """A DataLoader over ``sampler``'s batches, with workers that live as long as it does.
+
+    Args:
+        dataset: read by the sampler's (index, seed) keys.
+        sampler: yields lists of keys.
+        collate: samples to a dict of tensors; torch's default when None.
+        num_workers: processes that read ahead; 0 reads in this one.
+        pin_memory: page-locked batches, for copies to a GPU beside the computation.
+    """
+    return DataLoader(
+        _Guarded(dataset),  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        collate_fn=_GuardedCollate(collate or default_collate),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=_init_worker,
+        # Worker base seeds come from here instead of the default generator.
+        generator=torch.Generator(),
+    )
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+    """One pass over the sampler's position; raises what a dataset raised, as it raised it.
+
+    Raises:
+        TrainingError: a worker process died.
+    """
+    try:
+        for batch in loader:
+            if isinstance(batch, NdavidError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "killed" in str(error):
+            reason = "killed from outside, often for want of memory: lower num_workers"
+            raise TrainingError(f"a data loading process died ({reason})") from error
+        raise
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on ``device``, copied beside the computation where possible."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+def _init_worker(worker: int) -> None:
+    ignore_in_worker()
+    torch.set_num_threads(1)

@@ -1,0 +1,570 @@
+"""The one training loop: `fit` runs any module with the method protocol over any keyed dataset.
+
+A method is an ``nn.Module`` whose ``forward(batch, *, generator, step)`` returns a dict with a
+scalar "loss" and detached scalar metrics. Its ``state_dict()`` is all there is to save.
+
+Positions are optimizer steps. Epoch and batch follow from the step, random numbers from
+(seed, rank, step), the learning rate from the step: a run resumed at a step goes on as if it had
+never stopped, to the bit on a CPU with one or two ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ndavid.collectives import rank, world_size
+from ndavid.engine import checkpoint, environment, run_directory
+from ndavid.engine.bad_clips import FILE_NAME as BAD_CLIPS_FILE
+from ndavid.engine.bad_clips import BadClips
+from ndavid.engine.distributed import (
+    agree,
+    from_main,
+    gather_objects,
+    make_accelerator,
+    mean_over_ranks,
+)
+from ndavid.engine.finite import FiniteWatch, check_parameters
+from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, to_device
+from ndavid.engine.memory_format import to_channels_last
+from ndavid.engine.optim import OptimConfig, build_optimizer, lr_factor, set_lr
+from ndavid.engine.rng import derive_seed, generator
+from ndavid.engine.sampler import EpochSampler
+from ndavid.engine.signals import StopSignal, leave
+from ndavid.engine.tracking import Tracker, other_trackers, say
+from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Length, place, speed and bookkeeping of a run."""
+
+    output: str = "runs/unnamed"
+    """the run's folder: config, metrics, checkpoints, TensorBoard"""
+    epochs: int = 1
+    """passes over the training set"""
+    max_steps: int | None = None
+    """stop after this many optimizer steps, if the epochs have not ended before"""
+    batch_size: int = 32
+    """samples a batch on each rank"""
+    seed: int = 0
+    """the one seed; everything random follows from it"""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """autocast: no is float32"""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes a GPU if there is one"""
+    resume: str = "auto"
+    """auto (newest whole checkpoint of this output), never, or a run's or a checkpoint's path"""
+    save_every_steps: int = 1000
+    """optimizer steps between checkpoints; one is also written at the end and on SIGTERM/SIGINT"""
+    keep_checkpoints: int = 2
+    """how many of the newest checkpoints stay; 0 keeps all"""
+    log_every: int = 10
+    """optimizer steps between records; the first and the last are always recorded"""
+    num_workers: int = 2
+    """data loading processes a rank; 0 loads in the training process"""
+    max_bad_fraction: float = 0.01
+    """share of the clips that may be undecodable before the run stops"""
+    compile: bool = False
+    """torch.compile the method's networks"""
+    channels_last: bool = False
+    """channels-last convolution weights; faster on most devices"""
+    ema_decay: float = 0.0
+    """decay of an exponential moving average of the weights, kept in checkpoints; 0 keeps none"""
+    trackers: list[str] = field(default_factory=list)
+    """accelerate trackers beside JSONL and TensorBoard, such as wandb"""
+    deterministic: bool = False
+    """deterministic algorithms on a GPU, where there are some; slower"""
+    find_unused_parameters: bool = False
+    """for methods that leave some parameters without gradient in some steps, on several ranks"""
+
+    def __post_init__(self) -> None:
+        for name, least in [
+            ("epochs", 1), ("batch_size", 1), ("save_every_steps", 1),
+            ("keep_checkpoints", 0), ("log_every", 1), ("num_workers", 0), ("max_steps", 1),
+        ]:  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"run.{name} must be at least {least}, not {value}")
+        for name in ("max_bad_fraction", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"run.{name} must be between 0 and 1, not {getattr(self, name)}")
+        if not self.output:
+            raise ConfigError("run.output must name a folder")
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What a hook at the end of an epoch is given, on every rank."""
+
+    epoch: int
+    """epochs done, counted from 1"""
+    step: int
+    """optimizer steps done"""
+    method: nn.Module
+    """the bare method, in eval mode; the loop sets it back to train mode"""
+    ema: nn.Module | None
+    """the averaged method, if the run keeps one"""
+    device: torch.device
+    output: Path
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with."""
+
+    steps: int
+    last_metrics: dict[str, float]
+    output: Path
+    checkpoint: Path
+    bad_clips: int
+
+
+ParamGroups = Callable[[Any], Iterable[dict[str, Any]]]
+EpochHook = Callable[[EpochEnd], dict[str, float]]
+
+
+def fit(
+    method: nn.Module,
+    dataset: KeyedDataset,
+    *,
+    run: RunConfig,
+    optim: OptimConfig,
+    config_yaml: str = "",
+    collate: Collate | None = None,
+    param_groups: ParamGroups | None = None,
+    on_epoch_end: EpochHook | None = None,
+) -> RunResult:
+    """Trains ``method`` on ``dataset`` and leaves a run directory behind.
+
+    Args:
+        method: see the module's docstring; it ends trained, on the run's device.
+        dataset: map-style, read by (index, seed) keys.
+        run: length, place and bookkeeping.
+        optim: optimizer and schedule.
+        config_yaml: the whole resolved config, kept in the folder and compared on resume.
+        collate: samples to a dict with tensors; a "bad" entry, a list of (path, reason), names the
+            clips that others stand in for.
+        param_groups: method -> dicts with ``params`` and ``lr_scale``; all parameters when None.
+        on_epoch_end: called on every rank after each whole epoch; rank 0's result is logged under
+            ``val/``.
+
+    Raises:
+        ConfigError: settings that cannot work, or that differ from those of the run to resume.
+        CheckpointError: nothing to resume from, or a checkpoint that cannot be written.
+        TrainingError: a loss that is not finite, or too many bad clips.
+        KeyboardInterrupt: after SIGINT, a checkpoint saved.
+        SystemExit: with code 143 after SIGTERM, a checkpoint saved.
+    """
+    trackers = other_trackers(run.trackers)
+    accelerator = make_accelerator(
+        precision=run.precision,
+        device=run.device,
+        trackers=trackers,
+        project_dir=Path(run.output),
+        find_unused_parameters=run.find_unused_parameters,
+    )
+    with _surroundings(run.deterministic, accelerator.device), StopSignal() as stop:
+        loop = _Loop(accelerator, run, optim, config_yaml, stop)
+        try:
+            loop.place(method, param_groups)
+            loop.feed(dataset, collate)
+            return loop.train(on_epoch_end)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise TrainingError(f"{run.output}: {error.strerror}; {loop.last_good()}") from error
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """One run: `place` the method, `feed` it the data, `train`, `close`."""
+
+    method: nn.Module
+    ema: ModelEmaV3 | None
+    tracker: Tracker
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: RunConfig,
+        optim: OptimConfig,
+        config_yaml: str,
+        stop: StopSignal,
+    ) -> None:
+        self.accelerator = accelerator
+        self.run = run
+        self.optim = optim
+        self.config_yaml = config_yaml
+        self.stop = stop
+        self.output = Path(run.output)
+        self.device = accelerator.device
+        self.is_main = accelerator.is_main_process
+        self.saved: Path | None = None
+        self.saved_step = -1
+        self.watch = _Stopwatch()
+        self.finite = FiniteWatch(self.device)
+        self.new_bad: list[tuple[str, str]] = []
+        self.closing = contextlib.ExitStack()
+
+    # Setting up
+
+    def place(self, method: nn.Module, param_groups: ParamGroups | None) -> None:
+        """Puts method, optimizer and average on the device and wraps them for the ranks."""
+        run = self.run
+        self.method = method.to(self.device)
+        if run.channels_last:
+            to_channels_last(method)
+        self.ema = ModelEmaV3(method, decay=run.ema_decay) if run.ema_decay else None
+        groups = param_groups(method) if param_groups else None
+        optimizer = build_optimizer(method, self.optim, groups)
+        if run.compile:
+            for target in _compile_targets(method):
+                target.compile()
+        self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+        # accelerate puts autocast around forward; the caller gets the method back without it.
+        self.closing.callback(self.accelerator.unwrap_model, self.model, keep_fp32_wrapper=False)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def feed(self, dataset: KeyedDataset, collate: Collate | None) -> None:
+        """Builds the loader and, from its length, the number of steps."""
+        run, every = self.run, self.optim.accumulate_steps
+        self.sampler = EpochSampler(
+            len(dataset), run.batch_size, seed=run.seed, rank=rank(), world_size=world_size()
+        )
+        self.loader = build_loader(
+            dataset,
+            self.sampler,
+            collate,
+            num_workers=run.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.steps_per_epoch = len(self.sampler) // every
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"optim.accumulate_steps {every} is more than the {len(self.sampler)} batches "
+                "of an epoch"
+            )
+        self.total_steps = run.epochs * self.steps_per_epoch
+        if run.max_steps is not None:
+            self.total_steps = min(self.total_steps, run.max_steps)
+        self.bad_clips = BadClips(len(dataset), run.max_bad_fraction)
+
+    def start(self) -> int:
+        """Prepares the folder, loads the checkpoint to go on from, returns the steps done."""
+        found = from_main(self._find_start() if self.is_main else None)
+        if isinstance(found, NdavidError):
+            raise found
+        step = 0 if found is None else self._restore(found)
+        if self.is_main:
+            run_directory.write_config(self.output, self.config_yaml)
+            description = environment.describe(
+                seed=self.run.seed,
+                device=self.device,
+                world_size=world_size(),
+                precision=self.run.precision,
+            )
+            environment.write(self.output, description)
+        return step
+
+    def _find_start(self) -> Path | NdavidError | None:
+        """On rank 0: where to go on from; an error is returned, for all ranks to raise."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            found = run_directory.find_start(self.output, self.run.resume, say)
+            if found is not None:
+                run_directory.check_same_config(found, self.config_yaml)
+        except NdavidError as error:
+            return error
+        except OSError as error:
+            return ConfigError(f"run.output {self.output}: {error.strerror}")
+        return found
+
+    def _restore(self, path: Path) -> int:
+        loaded = checkpoint.load(path)
+        state = loaded.state
+        run_directory.check_same_position(path, state, self._data_order())
+        try:
+            self.method.load_state_dict(loaded.model)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(loaded.model if loaded.ema is None else loaded.ema)
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.bad_clips.restore(state["bad_clips"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path}: does not fit this method: {reason}") from error
+        if path.resolve().is_relative_to(self.output.resolve()):
+            self.saved, self.saved_step = path, loaded.step
+        if self.is_main:
+            say(f"resumed from {path}")
+        return loaded.step
+
+    def _data_order(self) -> dict[str, int]:
+        """What the order of the data depends on beside the config."""
+        return {"world_size": world_size(), "num_samples": self.sampler.num_samples}
+
+    # The loop
+
+    def train(self, on_epoch_end: EpochHook | None) -> RunResult:
+        """Goes from the first step, or that of a checkpoint, to the last."""
+        step = self.start()
+        self.tracker = Tracker(
+            self.output,
+            start=step,
+            total=self.total_steps,
+            is_main=self.is_main,
+            accelerator=self.accelerator,
+            config=run_directory.flatten(yaml.safe_load(self.config_yaml or "{}")),
+        )
+        self.closing.callback(self.tracker.close)
+        self.watch.restart()
+        while step < self.total_steps:
+            self.model.train()
+            for group in self._groups(step):
+                self._step(step, group)
+                step += 1
+                if step % self.steps_per_epoch == 0 and on_epoch_end is not None:
+                    self._validate(step, on_epoch_end)
+                self._save_or_leave(step)
+                if step == self.total_steps:
+                    break
+        return self._finish(step)
+
+    def _groups(self, step: int) -> Iterator[list[dict[str, Any]]]:
+        """From ``step`` to the end of its epoch: the batches of one optimizer step at a time."""
+        every = self.optim.accumulate_steps
+        epoch, first = divmod(step, self.steps_per_epoch)
+        self.sampler.set_position(epoch, first * every)
+        stream = batches(self.loader)
+        for _ in range(first, self.steps_per_epoch):
+            with self.watch.waiting_for_data():
+                group = list(itertools.islice(stream, every))
+            yield group
+
+    def _step(self, step: int, group: list[dict[str, Any]]) -> None:
+        """One optimizer step; ``step`` counts those done before it."""
+        lr = self.optim.lr * lr_factor(
+            step,
+            self.optim,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+        set_lr(self.optimizer, lr)
+        outputs = [self._forward_backward(step, i, group) for i in range(len(group))]
+        norm = self._gradient_norm()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        done = step + 1
+        if self.ema is not None:
+            self.ema.update(self.method, step=done)
+        # With a gradient scaler an infinite norm is an overflow, which skips the step.
+        checked = None if self.accelerator.scaler is not None else norm
+        self.finite.note(done, [output["loss"] for output in outputs], checked, lr)
+        self.watch.step_done()
+        recorded = done == 1 or done % self.run.log_every == 0 or done == self.total_steps
+        if recorded or self.device.type == "cpu":
+            self.finite.check(self.last_good)
+        self._count_bad_clips(done)
+        self._record(done, outputs, norm, lr) if recorded else self.tracker.advance(done)
+
+    def _forward_backward(
+        self, step: int, micro: int, group: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """One batch of a group; ranks add their gradients at the last one only."""
+        seed, last = self.run.seed, micro == len(group) - 1
+        batch = dict(group[micro])
+        self.new_bad.extend(batch.pop("bad", ()))
+        batch = to_device(batch, self.device)
+        # Library modules such as nn.Dropout draw from the default generator.
+        torch.manual_seed(derive_seed(seed, "step", rank(), step, micro))
+        draws = generator(seed, "nda", rank(), step, micro)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            output = self.model(batch, generator=draws, step=step)
+            self.accelerator.backward(output["loss"] / len(group))
+        return {name: value.detach() for name, value in output.items()}
+
+    def _gradient_norm(self) -> Tensor:
+        """The global norm before clipping; clips if asked to."""
+        limit = self.optim.clip_grad_norm
+        if limit is not None:
+            return self.accelerator.clip_grad_norm_(self.parameters, limit)
+        self.accelerator.unscale_gradients(self.optimizer)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def _record(self, step: int, outputs: list[dict[str, Tensor]], norm: Tensor, lr: float) -> None:
+        """Logs the step: the method's numbers averaged over batches and ranks, and the loop's."""
+        names = list(outputs[0])
+        table = torch.stack([torch.stack([o[n].float() for n in names]) for o in outputs])
+        # The one transfer from the device; it also waits for the step, so that timings are true.
+        *means, norm_value = torch.cat([table.mean(0), norm.float().view(1)]).tolist()
+        values = mean_over_ranks(dict(zip(names, means, strict=True)))
+        values |= {"grad_norm": norm_value, "lr": lr, "bad_clips": float(len(self.bad_clips))}
+        samples = self.run.batch_size * world_size() * self.optim.accumulate_steps
+        values |= self.watch.read(samples)
+        self.tracker.log(step, (step - 1) // self.steps_per_epoch, values)
+        self.tracker.advance(step, values)
+
+    def _count_bad_clips(self, step: int) -> None:
+        """Puts the bad clips of all ranks into the ledger and stops over the limit."""
+        (some,) = agree(len(self.new_bad))
+        if not some:
+            return
+        clips = [clip for share in gather_objects(self.new_bad) for clip in share]
+        self.new_bad = []
+        for path, reason in self.bad_clips.add(clips, step):
+            self.tracker.say(f"skipped a bad clip: {path}: {reason}")
+        if self.is_main:
+            self.bad_clips.write(self.output)
+        self.bad_clips.check()
+
+    def _validate(self, step: int, on_epoch_end: EpochHook) -> None:
+        self.method.eval()
+        epoch = step // self.steps_per_epoch
+        ema = None if self.ema is None else self.ema.module
+        metrics = on_epoch_end(EpochEnd(epoch, step, self.method, ema, self.device, self.output))
+        values = {f"val/{name}": float(value) for name, value in metrics.items()}
+        if values:
+            self.tracker.log(step, epoch - 1, values)
+        self.model.train()
+        self.watch.restart()
+
+    # Saving and leaving
+
+    def _save_or_leave(self, step: int) -> None:
+        (number,) = agree(self.stop.number)
+        if number or step == self.total_steps or step % self.run.save_every_steps == 0:
+            self._save(step)
+        if number:
+            self.tracker.say(f"stopped by {signal.Signals(number).name}; saved {self.saved}")
+            leave(number)
+
+    def _save(self, step: int) -> None:
+        """Writes a checkpoint on rank 0, of finite weights only; all ranks learn how it went."""
+        self.finite.check(self.last_good)
+        check_parameters(self.method, step, self.last_good)
+        outcome = from_main(self._write(step) if self.is_main else None)
+        if isinstance(outcome, NdavidError):
+            raise outcome
+        self.saved, self.saved_step = outcome, step
+        self.watch.restart()
+
+    def _write(self, step: int) -> Path | NdavidError:
+        scaler = self.accelerator.scaler
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "bad_clips": self.bad_clips.state(),
+            **self._data_order(),
+        }
+        try:
+            return checkpoint.save(
+                self.output,
+                step,
+                model=self.method.state_dict(),
+                ema=None if self.ema is None else self.ema.module.state_dict(),
+                state=state,
+                keep=self.run.keep_checkpoints,
+            )
+        except CheckpointError as error:
+            return error
+
+    def _finish(self, step: int) -> RunResult:
+        if self.saved is None:
+            self._save(step)
+        assert self.saved is not None
+        if self.bad_clips.found:
+            self.tracker.say(
+                f"{len(self.bad_clips)} of {self.sampler.num_samples} clips could not be used; "
+                f"see {self.output / BAD_CLIPS_FILE}"
+            )
+        return RunResult(
+            steps=step,
+            last_metrics=from_main(self.tracker.last),
+            output=self.output,
+            checkpoint=self.saved,
+            bad_clips=len(self.bad_clips),
+        )
+
+    def last_good(self) -> str:
+        """For messages: the newest whole checkpoint."""
+        return checkpoint.describe_last(self.output)
+
+    def close(self) -> None:
+        """Undoes what `place` wrapped and closes the files."""
+        self.closing.close()
+
+
+class _Stopwatch:
+    """Wall time since the last reading, split into waiting for data and the rest."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was measured, after something that is not training."""
+        self._since = time.perf_counter()
+        self._data = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._data += time.perf_counter() - before
+
+    def step_done(self) -> None:
+        self._steps += 1
+
+    def read(self, samples_per_step: int) -> dict[str, float]:
+        """Means a step since the last reading, in seconds, and samples a second; restarts."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        steps, data = max(self._steps, 1), self._data
+        self.restart()
+        return {
+            "samples_per_s": samples_per_step * steps / elapsed,
+            "seconds_data": data / steps,
+            "seconds_compute": (elapsed - data) / steps,
+        }
+
+
+def _compile_targets(method: nn.Module) -> Iterable[nn.Module]:
+    """The method's own choice of what to compile, or the whole method."""
+    chosen = getattr(method, "compile_targets", None)
+    return [method] if chosen is None else chosen()
+
+
+@contextlib.contextmanager
+def _surroundings(deterministic: bool, device: torch.device) -> Iterator[None]:
+    """Backend settings of a run; they and the default generators are as before afterwards."""
+    benchmark = torch.backends.cudnn.benchmark
+    strict = torch.are_deterministic_algorithms_enabled()
+    strict_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Clips have one size in a run, so that trying cuDNN's algorithms once pays.
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(strict, warn_only=strict_warns)

@@ -1,0 +1,174 @@
+"""Where numbers go: metrics.jsonl and TensorBoard always, other trackers by name, a progress bar.
+
+Only rank 0 writes. A resumed run drops the records after the step it resumes from, so that
+metrics.jsonl ends equal to that of a run that was never interrupted, timings aside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ndavid.config import nearest
+from ndavid.errors import ConfigError
+
+METRICS_FILE = "metrics.jsonl"
+ALWAYS_ON = ("jsonl", "tensorboard")
+# Without a terminal, a line now and then instead of a bar.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def other_trackers(names: Sequence[str]) -> list[str]:
+    """The named trackers beside those that are always on.
+
+    Raises:
+        ConfigError: a name that accelerate does not know, or one whose package is not installed.
+    """
+    known = [member.value for member in LoggerType if member is not LoggerType.ALL]
+    installed = [getattr(tracker, "value", tracker) for tracker in get_available_trackers()]
+    wanted = [name for name in names if name not in ALWAYS_ON]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"trackers: unknown tracker '{name}'{nearest(name, known)}")
+        if name not in installed:
+            raise ConfigError(f"trackers: '{name}' is not installed: pip install {name}")
+    return wanted
+
+
+class Tracker:
+    """Writes records of one run; silent on every rank but the first.
+
+    Args:
+        run_dir: the run's folder.
+        start: the step the run begins or resumes at; later records are dropped.
+        total: the step it ends at.
+        is_main: whether this is rank 0.
+        accelerator: carries the other trackers.
+        config: flat config values for those trackers.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        start: int,
+        total: int,
+        is_main: bool,
+        accelerator: Accelerator,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._is_main = is_main
+        self._accelerator = accelerator
+        self._total = total
+        self._last_line = -math.inf
+        self.last: dict[str, float] = {}
+        if accelerator.log_with:
+            accelerator.init_trackers(run_dir.name, config=dict(config))
+        if not is_main:
+            return
+        self.last = truncate(run_dir / METRICS_FILE, start)
+        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def log(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Writes one record: plain names are training metrics, ``val/...`` validation's."""
+        if not self._is_main:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        record = {"step": step, "epoch": epoch, **values, "time": round(time.time(), 3)}
+        self._file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        if self._accelerator.log_with:
+            self._accelerator.log(values, step=step)
+        if "loss" in values:
+            self.last = values
+
+    def advance(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """Moves the bar to ``step``; with values, shows loss, samples a second and time left."""
+        if not self._is_main:
+            return
+        if self._bar is not None:
+            if values is not None:
+                shown = {name: f"{values[name]:.4g}" for name in ("loss", "samples_per_s")}
+                self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif values is not None and self._line_due(step):
+            per_step = values["seconds_data"] + values["seconds_compute"]
+            left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._total - step)))
+            self.say(
+                f"step {step}/{self._total}  loss {values['loss']:.4f}  "
+                f"{values['samples_per_s']:.1f} samples/s  left {left}"
+            )
+
+    def say(self, message: str) -> None:
+        """Prints one line on rank 0, above the bar."""
+        if self._is_main:
+            say(message)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        for tracker in getattr(self._accelerator, "trackers", []):
+            tracker.finish()
+        if self._is_main:
+            self._file.close()
+            self._board.close()
+            if self._bar is not None:
+                self._bar.close()
+
+    def _line_due(self, step: int) -> bool:
+        now = time.monotonic()
+        due = now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total
+        if due:
+            self._last_line = now
+        return due
+
+
+def say(message: str) -> None:
+    """Prints one line on stderr, above a progress bar if there is one."""
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def truncate(file: Path, step: int) -> dict[str, float]:
+    """Drops the records after ``step`` and a half-written last line; returns the last with a loss.
+
+    The file is replaced in one move, so that a kill in between loses nothing.
+    """
+    kept, last = [], {}
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] > step:
+            continue
+        kept.append(line + "\n")
+        if "loss" in record:
+            last = record
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, file)
+    return {k: math.nan if v is None else v for k, v in last.items() if k != "time"}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a metric without a value is null."""
+    return value if math.isfinite(value) else None
