@@ -2,8 +2,9 @@
 
 One setting serves every writer here: constant frame rate with timestamps 0, 1, 2, ..., yuv420p,
 a short group of pictures so that a seek decodes few frames, and no B-frames, so that the order of
-the packets is the order of the frames for every reader. One encoder thread makes the bytes a
-function of the frames and the library version alone.
+the packets is the order of the frames for every reader. One encoder thread a file: callers run
+many files at once. (x264's bytes are nearly, not always, the same for the same frames: about one
+32-pixel clip in a thousand differed between runs.)
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
+import torch
 from torch import Tensor
 
-from ndavid.errors import DataError, DecodeError
+from ndavid.data.decode import open_reader, probe
+from ndavid.errors import DataError
+
+# For a file that does not tell its frame rate; UCF101's own.
+FALLBACK_FPS = 25.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def write_video(
     Raises:
         ValueError: frames of another shape or dtype, an odd size, or no frames.
     """
-    if frames.ndim != 4 or frames.shape[1] != 3 or str(frames.dtype) != "torch.uint8":
+    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
         raise ValueError(
             f"frames must be uint8 (T, 3, H, W), got {frames.dtype} {tuple(frames.shape)}"
         )
@@ -62,12 +67,9 @@ def write_video(
         raise ValueError("there are no frames to write")
     if height % 2 or width % 2:
         raise ValueError(f"yuv420p needs an even size, got {height}x{width}")
-    rate = Fraction(fps).limit_denominator(100_000)
-    pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
-    images = (av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures)
     with _whole_file(Path(path)) as partial:
-        written = _encode(partial, images, rate, (height, width), settings or EncodeSettings())
-    return EncodedVideo(written, float(rate), height, width)
+        written = _encode(partial, frames, fps, (height, width), settings or EncodeSettings())
+    return EncodedVideo(written, float(_rate(fps)), height, width)
 
 
 def reencode(
@@ -81,41 +83,32 @@ def reencode(
 
     Frames keep the decoder's output order and get fresh timestamps, since those of AVIs with
     B-frames are not in display order. The picture is turned as the file's rotation asks, scaled by
-    area, never enlarged, and cut to even sizes. Audio and metadata are dropped.
+    area with its aspect ratio kept to the nearest even size, and never enlarged. Audio and
+    metadata are dropped.
 
     Raises:
         DecodeError: the source does not decode to its end.
         DataError: the finished file does not hold as many frames as the source.
     """
-    source, target = Path(source), Path(target)
-    with _whole_file(target) as partial:
-        try:
-            with _open(source) as container:
-                stream = _video_stream(container, source)
-                rate = _frame_rate(stream)
-                upright = _upright_frames(container, stream)
-                first = next(upright, None)
-                if first is None:
-                    raise DecodeError(source, "pyav", "no frame decodes")
-                size = scaled_size(first.height, first.width, short_side)
-                scaled = _scaled(first, upright, size)
-                written = _encode(partial, scaled, rate, size, settings or EncodeSettings())
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise DecodeError(source, "pyav", _reason(error)) from error
-        kept = count_frames(partial)
-        if kept != written:
-            raise DataError(target, f"holds {kept} frames after encoding {written}")
-    return EncodedVideo(written, float(rate), *size)
-
-
-def count_frames(path: str | os.PathLike[str]) -> int:
-    """Frames of the first video stream that decode, counted by decoding all of them."""
-    with _open(Path(path)) as container:
-        return sum(1 for _ in container.decode(_video_stream(container, Path(path))))
+    info = probe(source)
+    size = scaled_size(info.height, info.width, short_side)
+    fps = info.fps or FALLBACK_FPS
+    with _whole_file(Path(target)) as partial:
+        with open_reader(source) as reader:
+            frames = (reader.read([index])[0] for index in range(info.num_frames))
+            _encode(partial, frames, fps, size, settings or EncodeSettings())
+        kept = probe(partial).num_frames
+        if kept != info.num_frames:
+            raise DataError(source, f"{kept} frames after re-encoding its {info.num_frames}")
+    return EncodedVideo(info.num_frames, float(_rate(fps)), *size)
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Even (height, width) with the short side at most `short_side` and the aspect ratio kept."""
+    """Even (height, width) with the short side at most `short_side` and the aspect ratio kept.
+
+    Raises:
+        ValueError: `short_side` is under 2.
+    """
     if short_side < 2:
         raise ValueError(f"short_side must be at least 2, got {short_side}")
     scale = min(1.0, short_side / min(height, width))
@@ -126,13 +119,21 @@ def _even(length: float) -> int:
     return max(2, 2 * round(length / 2))
 
 
+def _rate(fps: float) -> Fraction:
+    # 29.97 is 30000/1001: a denominator of 1001 reaches every broadcast rate.
+    return Fraction(fps).limit_denominator(1001)
+
+
 def _encode(
     path: Path,
-    images: Iterable[av.VideoFrame],
-    rate: Fraction,
+    frames: Iterable[Tensor],
+    fps: float,
     size: tuple[int, int],
     settings: EncodeSettings,
 ) -> int:
+    """Encodes frames (3, H, W), scaled to `size` (height, width); returns how many."""
+    height, width = size
+    rate = _rate(fps)
     written = 0
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
@@ -141,55 +142,16 @@ def _encode(
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1
         stream.options = {"crf": str(settings.crf), "preset": settings.preset, "bf": "0"}
-        for image in images:
+        for frame in frames:
+            pixels = frame.permute(1, 2, 0).contiguous().numpy()
+            image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            image = image.reformat(width, height, format="yuv420p", interpolation="AREA")
             image.pts = written
             image.time_base = 1 / rate
             container.mux(stream.encode(image))
             written += 1
         container.mux(stream.encode())
     return written
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    # Some HMDB51 files carry metadata that is not UTF-8, which PyAV refuses unless told otherwise.
-    return av.open(str(path), metadata_errors="replace")
-
-
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    if not container.streams.video:
-        raise DecodeError(path, "pyav", "there is no video stream")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def _frame_rate(stream: av.VideoStream) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate or 25
-    # mp4 keeps time in 32-bit ticks; a rate like 1000000/33333 is brought to a near small fraction.
-    return Fraction(rate.numerator, rate.denominator).limit_denominator(1001)
-
-
-def _upright_frames(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[av.VideoFrame]:
-    for frame in container.decode(stream):
-        quarter_turns = round(frame.rotation / 90) % 4
-        if quarter_turns:
-            picture = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns).astype(np.uint8)
-            yield av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        else:
-            yield frame
-
-
-def _scaled(
-    first: av.VideoFrame, rest: Iterator[av.VideoFrame], size: tuple[int, int]
-) -> Iterator[av.VideoFrame]:
-    height, width = size
-    frame: av.VideoFrame | None = first
-    while frame is not None:
-        # A fresh frame: the encoder must not see the source's picture types.
-        yield frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
-        frame = next(rest, None)
 
 
 @contextmanager
@@ -202,7 +164,3 @@ def _whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"

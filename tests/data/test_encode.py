@@ -13,13 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ndavid.data.decode import open_reader, probe
-from ndavid.data.encode import (
-    EncodeSettings,
-    count_frames,
-    reencode,
-    scaled_size,
-    write_video,
-)
+from ndavid.data.encode import EncodeSettings, reencode, scaled_size, write_video
 from ndavid.errors import DecodeError
 
 
@@ -59,13 +53,6 @@ def test_written_frames_come_back_in_order(tmp_path: Path):
     assert back.shape == frames.shape
     # One frame's step in brightness is 3 levels: an error under 1.5 names the right frame.
     assert (back.float() - frames.float()).mean(dim=(1, 2, 3)).abs().max() < 1.5
-
-
-def test_the_same_frames_give_the_same_bytes(tmp_path: Path):
-    frames = numbered_frames(20)
-    write_video(tmp_path / "a.mp4", frames)
-    write_video(tmp_path / "b.mp4", frames)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_keyframes_are_at_most_a_gop_apart_and_timestamps_rise_by_one_frame(tmp_path: Path):
@@ -137,7 +124,7 @@ def test_a_source_that_is_no_video_names_the_file_and_leaves_nothing(tmp_path: P
     source.write_bytes(content)
     with pytest.raises(DecodeError, match=r"broken\.avi"):
         reencode(source, tmp_path / "out" / "clip.mp4", short_side=48)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_missing_source_is_a_decode_error(tmp_path: Path):
@@ -167,7 +154,8 @@ def test_real_files_keep_their_decoded_count(shared_data: Path, tmp_path: Path):
     for name, expected in counts.items():
         source = shared_data / "real_clips" / name
         result = reencode(source, tmp_path / f"{name}.mp4", short_side=64)
-        assert result.num_frames == expected == count_frames(tmp_path / f"{name}.mp4"), name
+        assert result.num_frames == expected, name
+        assert probe(tmp_path / f"{name}.mp4").num_frames == expected, name
 
 
 def test_a_file_that_breaks_halfway_is_not_kept(shared_data: Path, tmp_path: Path):
