@@ -1,9 +1,10 @@
-"""What batch norm layers do with their running statistics, chosen from outside the model."""
+"""Batch statistics, running statistics or neither: batch norm chosen from outside the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import nn
@@ -63,3 +64,19 @@ def track_running_stats(module: nn.Module) -> nn.Module:
 def has_running_stats(module: nn.Module) -> bool:
     """Whether every batch norm layer of ``module`` keeps running statistics."""
     return all(layer.running_mean is not None for layer in batch_norms(module))
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Stops ``module`` from learning, in place: no gradients, and eval mode for good.
+
+    ``parent.train()`` leaves it in eval mode, so that batch norm goes on using (and not moving) its
+    running statistics, and dropout stays off. Returns ``module``.
+    """
+    module.requires_grad_(False)
+    module.eval()
+    module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
+    return module
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module

@@ -10,7 +10,7 @@ any encoder that gives a map fits in, not only the 2D3D-ResNets.
 # No `from __future__ import annotations` here: the Hub mixin needs DpcConfig itself, not its name,
 # in DPC's signature to rebuild a model from config.json.
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,8 @@ class DPC(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: DpcConfig) -> None:
         super().__init__()
         self.config = config
+        # What the mixin saves: a model that is read back needs no library's weights first.
+        self._hub_mixin_config = replace(config, pretrained=False)
         self.encoder = build_encoder(config.encoder, pretrained=config.pretrained)
         if not config.running_stats:
             drop_running_stats(self.encoder)

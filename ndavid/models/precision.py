@@ -1,13 +1,15 @@
 """Makes bfloat16 training on the CPU give right gradients: a guard for every 3D convolution.
 
-oneDNN's bfloat16 kernel for the *weight* gradient of a 3D convolution is wrong for some short
-inputs (seen with torch 2.14.1 and oneDNN 3.12: a kernel of 3 time steps over exactly 2 of them
-writes outside its buffer, and the gradient holds inf, NaN or noise). Output and input gradient are
-right, and so is float32, so nothing but the loss curve tells. DPC's layer4 meets exactly that case
-(5 frames, then 3, then 2).
+oneDNN's bfloat16 kernels for 3D convolutions are wrong for clips that are short beside the kernel
+(seen with torch 2.14.1 and oneDNN 3.12). The *weight* gradient is garbage (inf, NaN, noise, and now
+and then a crash, because the kernel writes outside its buffer) where the first window that lies
+clear of the padding in front reaches into the padding behind: a kernel of 3 steps over exactly 2,
+one of 5 over 2 to 4, or one of 7 with stride 2 over 3 to 7. A depthwise convolution in
+channels_last_3d gives a wrong *output* for a single time step. All else, float32 above all, is
+right, so nothing but the loss curve tells. DPC's layer4 meets the trap: 5 frames, then 3, then 2.
 
-One zero frame appended before the convolution, and the surplus cropped after it, leaves the result
-as it was and takes the convolution off that kernel.
+Zero frames appended before such a convolution, and the surplus cropped after it, leave the result
+as it was and take it off that kernel. ``tests/models/test_precision.py`` holds the measurements.
 """
 
 from __future__ import annotations
@@ -18,31 +20,39 @@ from torch import Tensor, nn
 
 
 class GuardedConv3d(nn.Conv3d):
-    """``nn.Conv3d`` with a right weight gradient in bfloat16 on the CPU; elsewhere the same."""
+    """``nn.Conv3d`` that is right in bfloat16 on the CPU; elsewhere it is the same."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._meets_the_trap(input):
+        extra = self._missing_steps(input.shape[-3]) if _in_bfloat16_on_cpu(input) else 0
+        if not extra:
             return super()._conv_forward(input, weight, bias)
-        steps = self._output_steps(input.shape[-3])
-        # The new frame stands where the convolution's own zero padding began, or lies past the
-        # last window where there is none: no output that is kept can see a difference.
-        padded = F.pad(input, (0, 0, 0, 0, 0, 1))
-        return super()._conv_forward(padded, weight, bias).narrow(-3, 0, steps)
+        # The new frames stand where the convolution's own zero padding began, or lie past the last
+        # window: no output that is kept can see a difference.
+        padded = F.pad(input, (0, 0, 0, 0, 0, extra))
+        kept = self._output_steps(input.shape[-3])
+        return super()._conv_forward(padded, weight, bias).narrow(-3, 0, kept)
 
-    def _meets_the_trap(self, input: Tensor) -> bool:
-        return (
-            input.shape[-3] == 2
-            and self.kernel_size[0] > 1
-            and self.padding_mode == "zeros"  # other modes pad first: the kernel sees more steps
-            and input.device.type == "cpu"
-            and _computes_in_bfloat16(input)
-        )
+    def _missing_steps(self, steps: int) -> int:
+        """How many steps an input of that length is short of being safe."""
+        front, stride = self._time_padding()[0], self.stride[0]
+        # One past the last frame of the first window that starts on or after frame 0.
+        reach = -front % stride + self._window()
+        in_front_and_behind = front >= stride and self._output_steps(steps) > 1
+        lone_depthwise = self.groups > 1 and steps == 1 and front > 0
+        return max(0, reach - steps) if in_front_and_behind or lone_depthwise else 0
 
     def _output_steps(self, steps: int) -> int:
-        # Reversed order: (w, w, h, h, t, t); also right for padding="same" and "valid".
-        left, right = self._reversed_padding_repeated_twice[-2:]
-        window = self.dilation[0] * (self.kernel_size[0] - 1) + 1
-        return (steps + left + right - window) // self.stride[0] + 1
+        return (steps + sum(self._time_padding()) - self._window()) // self.stride[0] + 1
+
+    def _window(self) -> int:
+        return self.dilation[0] * (self.kernel_size[0] - 1) + 1
+
+    def _time_padding(self) -> tuple[int, int]:
+        if self.padding_mode != "zeros":
+            return 0, 0  # F.pad comes first: the kernel itself meets no padding
+        # torch resolves padding="same" here too; the order is width, height, time.
+        front, behind = self._reversed_padding_repeated_twice[-2:]
+        return front, behind
 
 
 def guard_cpu_bfloat16(module: nn.Module) -> nn.Module:
@@ -61,7 +71,9 @@ def _forwards_like_conv3d(kind: type[nn.Conv3d]) -> bool:
     return kind.forward is nn.Conv3d.forward and kind._conv_forward is nn.Conv3d._conv_forward
 
 
-def _computes_in_bfloat16(input: Tensor) -> bool:
+def _in_bfloat16_on_cpu(input: Tensor) -> bool:
+    if input.device.type != "cpu":
+        return False
     if torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu") == torch.bfloat16
     return input.dtype == torch.bfloat16
