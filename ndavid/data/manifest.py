@@ -39,7 +39,7 @@ class ClipRecord:
         label: 0-based class index, -1 for none.
         group: clips of one source video share it; with "" a clip stands alone. Unique per class.
         num_frames: frames that decode.
-        fps: frames per second.
+        fps: frames per second; 0 for unknown, as in folders of images.
         width, height: pixels, rotation applied.
         splits: "train", "test", "val" or "" (in none), one entry a fold.
         decord_ok: whether decord was seen to give the reference's frames; None where not tried.
@@ -229,7 +229,7 @@ def _check_record(source: Path, where: str, record: ClipRecord, name: str) -> No
         f"frames is {record.num_frames}, must be positive": record.num_frames < 1,
         f"size {record.width}x{record.height} must be positive": min(record.width, record.height)
         < 1,
-        f"fps {record.fps} must be a positive number": not 0 < record.fps < float("inf"),
+        f"fps {record.fps} must be a number, 0 for unknown": not 0 <= record.fps < float("inf"),
         f"splits are {'|'.join(SPLITS[:-1])} or empty, not {sorted(unknown)}": bool(unknown),
     }
     for reason, wrong in problems.items():

@@ -32,7 +32,9 @@ ShortPolicy = Literal["loop", "pad", "drop"]
 class ClipSampler(Protocol):
     """Chooses the frames of one clip."""
 
-    short: ShortPolicy
+    @property
+    def short(self) -> ShortPolicy:
+        """What becomes of videos shorter than the span."""
 
     @property
     def span(self) -> int:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ndavid.data.decode import open_reader
+from ndavid.data.decode import FrameReader, open_reader
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import ClipSampler, uniform_views
 from ndavid.data.transforms import ClipTransform
+from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import DataError
 
 SampleKey = int | tuple[int, int]
@@ -97,34 +98,39 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, None)
+        with data_errors_leave_workers():
+            return self._sample(index, seed)
+
+    def _sample(self, index: int, seed: int | None) -> dict[str, Any]:
+        count = len(self.records)
         bad: list[tuple[str, str]] = []
-        for offset in range(len(self.records)):
-            current = (index + offset) % len(self.records)
+        for current in ((index + k) % count for k in range(count)):
+            record = self.records[current]
             try:
-                video = self._clip(self.records[current], seed)
+                video = self._clip(record, seed)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
                 bad.append((error.path, error.reason))
-                continue
-            label = self.records[current].label
-            return {"video": video, "label": label, "index": current, "bad": bad}
-        raise DataError(self.root, f"none of the {len(self.records)} clips can be read: {bad[0]}")
+            else:
+                return {"video": video, "label": record.label, "index": current, "bad": bad}
+        path, reason = bad[0]
+        raise DataError(self.root, f"none of the {count} clips can be read; {path}: {reason}")
 
     def _clip(self, record: ClipRecord, seed: int | None) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         indices = self.sampler.sample(record.num_frames, generator)
-        with open_reader(self.root / record.path, self.backend) as reader:
+        with _open_record(record, self.root, self.backend) as reader:
             frames = reader.read(indices)
-        clip = self.transform(frames, generator)
-        return clip.transpose(0, 1).contiguous()
+        return self.transform(frames, generator).transpose(0, 1).contiguous()
 
 
 class ViewsDataset(Dataset[dict[str, Any]]):
     """All test views of a video: evenly spaced clips, each in one or three crops.
 
     A sample holds `video` (uint8, (V, C, T, H, W) with V = num_views * crops), `label`, `index`.
-    With `on_error="skip"` a video that cannot be read gives None, which `collate` leaves out.
+    With `on_error="skip"` a video that cannot be read gives a sample without `video`, whose `bad`
+    holds its `(path, reason)`; `collate` leaves it out of the batch.
     """
 
     def __init__(
@@ -154,18 +160,20 @@ class ViewsDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         sample: dict[str, Any] = {"label": record.label, "index": index, "bad": []}
-        try:
-            return {"video": self._views(record), **sample}
-        except DataError as error:
-            if self.on_error == "raise":
-                raise
-            return {**sample, "bad": [(error.path, error.reason)]}
+        with data_errors_leave_workers():
+            try:
+                sample["video"] = self._views(record)
+            except DataError as error:
+                if self.on_error == "raise":
+                    raise
+                sample["bad"].append((error.path, error.reason))
+        return sample
 
     def _views(self, record: ClipRecord) -> Tensor:
         indices = uniform_views(self.sampler, record.num_frames, self.num_views)
         # Views overlap: every frame is decoded and converted once, then views pick.
         unique, place = torch.unique(indices, return_inverse=True)
-        with open_reader(self.root / record.path, self.backend) as reader:
+        with _open_record(record, self.root, self.backend) as reader:
             frames = reader.read(unique)
         views = torch.cat([self.eval_transform(frames[view]) for view in place])
         return views.transpose(1, 2).contiguous()
@@ -185,3 +193,10 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if whole:
         batch["video"] = torch.stack([sample["video"] for sample in whole])
     return batch
+
+
+def _open_record(record: ClipRecord, root: Path, backend: str) -> FrameReader:
+    """A reader that makes use of what the manifest knows about the clip."""
+    verified = record.decord_ok if backend == "decord" else None
+    path = root / record.path
+    return open_reader(path, backend, num_frames=record.num_frames, verified=verified)

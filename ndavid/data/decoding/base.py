@@ -103,3 +103,11 @@ def check_file(path: str | os.PathLike[str], backend: str) -> str:
     if file.stat().st_size == 0:
         raise DecodeError(path, backend, "the file is empty (0 bytes)")
     return os.fspath(path)
+
+
+def scatter_rows(rows: Tensor, held: list[int], wanted: list[int]) -> Tensor:
+    """Row k of `rows` is frame `held[k]`; returns the frames `wanted`, in that order."""
+    if held == wanted:
+        return rows
+    place = {index: k for k, index in enumerate(held)}
+    return rows[[place[index] for index in wanted]]

@@ -1,12 +1,14 @@
-"""PyAV: the reference. Sequential decoding of the first video stream, on one core.
+"""PyAV: the reference. Decoding of the first video stream, frame after frame, on one core.
 
-Facts about real files that shaped this (see shared test clips and tests/data/test_decode.py):
+What real files taught (tests/data/test_decode.py holds each of these):
 
-* Headers lie about frame counts (HMDB51's AVIs claim one too many), so frames are counted.
+* Headers lie about frame counts (HMDB51's AVIs claim one too many): frames are counted.
 * UCF101's AVIs with B-frames hand out frames in display order under unsorted timestamps.
 * Some HMDB51 files carry metadata that is not UTF-8: `metadata_errors="replace"`.
-* FFmpeg's "best" stream is the largest one; the first one is read here, so that the choice does
-  not depend on sizes. Cover pictures are no video.
+* FFmpeg's "best" stream is the largest one; here it is the first, whatever its size. A cover
+  picture is no video.
+* `VideoFrame.to_ndarray` sets up a converter for every frame and threads for every converter;
+  one single-threaded converter for all frames is five times as fast.
 """
 
 from __future__ import annotations
@@ -18,33 +20,53 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from ndavid.data.decoding.base import VideoInfo, check_file, checked_indices
+from ndavid.data.decoding.seeking import SeekPlan, plan_seeks
+from ndavid.data.decoding.truncation import missing_bytes, missing_frames
 from ndavid.errors import DecodeError
 
 BACKEND = "pyav"
 
+# Before version 17 converting was single-threaded and the argument did not exist.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+# Jumps over fewer frames than this are decoded through: planning a seek costs about as much.
+_WORTH_SEEKING = 24
+
 
 class PyAvReader:
-    """Reads frames by decoding from the start; only the frames asked for are turned into RGB.
+    """Reads frames in decoding order; only the frames asked for are turned into RGB.
 
-    Reading on from where the last `read` ended costs nothing extra; going back starts over.
-    Opening decodes the first frame, so that what is no video fails here.
+    Reading on from where the last `read` ended is free; going back starts over. Opening decodes
+    the first frame, so that what is no video fails here.
+
+    Args:
+        path: the video.
+        num_frames: how many frames decode, where that is known from an earlier `probe`. With it,
+            a file in which jumping to a keyframe provably lands on the right frame is not decoded
+            from the start (seeking.py has the proof's terms).
     """
 
     backend = BACKEND
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], num_frames: int | None = None) -> None:
         self.path = check_file(path, BACKEND)
-        self._to_rgb = VideoReformatter()
-        self._num_frames: int | None = None
-        self._rewind()
+        self._num_frames = num_frames
+        self._seeks: SeekPlan | None = None
+        self._may_seek = num_frames is not None
+        self._converter = VideoReformatter()
+        self._container, self._stream = _open(self.path)
+        self._start_over()
         first = self._current
-        self._rotation = _quarter_turns(first)
-        turned = self._rotation % 2 == 1
+        self._turns = _quarter_turns(first)
+        turned = self._turns % 2 == 1
         self._size = (first.width, first.height) if turned else (first.height, first.width)
 
     def __len__(self) -> int:
@@ -54,8 +76,7 @@ class PyAvReader:
 
     @property
     def fps(self) -> float:
-        rate = self._stream.average_rate
-        return float(rate) if rate else 0.0
+        return _fps(self._stream)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,9 +90,9 @@ class PyAvReader:
         # Channels last, as the decoder gives them: crops stay views and resizing is at its fastest.
         clip = np.empty((len(wanted), *self._size, 3), dtype=np.uint8)
         for index in sorted(places):
-            first, *others = places[index]
             self._advance_to(index)
-            self._convert_into(clip[first])
+            first, *others = places[index]
+            clip[first] = self._current_picture()
             for other in others:
                 clip[other] = clip[first]
         return torch.from_numpy(clip).permute(0, 3, 1, 2)
@@ -85,44 +106,78 @@ class PyAvReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _rewind(self) -> None:
-        if hasattr(self, "_container"):
-            self._container.close()
-        with _as_decode_error(self.path):
+    def _start_over(self) -> None:
+        """Makes frame 0 the current one, decoding from the file's start."""
+        if hasattr(self, "_frames"):
+            self.close()
             self._container, self._stream = _open(self.path)
-            self._decoder = self._container.decode(self._stream)
-            first = next(self._decoder, None)
-        if first is None:
-            raise DecodeError(self.path, BACKEND, "no frame decodes")
-        self._current, self._position = first, 0
+        self._frames = self._container.decode(self._stream)
+        self._position = -1
+        self._step()
+
+    def _step(self) -> None:
+        """Makes the next frame the current one.
+
+        Raises:
+            DecodeError: it cannot be decoded, or there is none.
+        """
+        following = self._position + 1
+        with _as_decode_error(self.path, f"breaks after {following} frames"):
+            frame = next(self._frames, None)
+        if frame is None:
+            reason = f"ends after {following} frames" if following else "no frame decodes"
+            raise DecodeError(self.path, BACKEND, reason)
+        self._current, self._position = frame, following
 
     def _advance_to(self, index: int) -> None:
         """Makes frame `index` the current one."""
         if index < self._position:
-            self._rewind()
-        while self._position < index:
-            with _as_decode_error(self.path):
-                frame = next(self._decoder, None)
-            if frame is None:
-                count = self._position + 1
-                # The decoder is spent: the next read starts over.
-                self._rewind()
-                raise DecodeError(
-                    self.path, BACKEND, f"frame {index} asked for, but only {count} decode"
-                )
-            self._current = frame
-            self._position += 1
+            self._start_over()
+        if self._may_seek and index - self._position >= _WORTH_SEEKING:
+            self._jump_towards(index)
+        try:
+            while self._position < index:
+                self._step()
+        except DecodeError as error:
+            self._start_over()  # the decoder is spent; earlier frames can still be read
+            raise DecodeError(
+                self.path, BACKEND, f"{error.reason}; frame {index} was asked for"
+            ) from error
 
-    def _convert_into(self, target: np.ndarray) -> None:
-        picture = _to_rgb_array(self._current, self._to_rgb, self._rotation)
-        if picture.shape != target.shape:
+    def _jump_towards(self, index: int) -> None:
+        """Moves on to the last keyframe at or before `index`, if that is provably frame-exact."""
+        if self._seeks is None:
+            self._seeks = plan_seeks(self.path, self._stream.index, self._num_frames or 0)
+        target = self._seeks.keyframe_before(index)
+        if target is None or target.index <= self._position:
+            return
+        try:
+            self._container.seek(target.pts, stream=self._stream, backward=True)
+            self._frames = self._container.decode(self._stream)
+            frame = next(self._frames, None)
+        except (av.error.FFmpegError, OSError):
+            frame = None
+        if frame is not None and frame.pts == target.pts:
+            self._current, self._position = frame, target.index
+        else:
+            # The container did not land where its index says: trust nothing but the start.
+            self._may_seek = False
+            self._start_over()
+
+    def _current_picture(self) -> np.ndarray:
+        """The current frame in RGB, turned upright: uint8, (H, W, 3)."""
+        with _as_decode_error(self.path, f"frame {self._position} cannot be converted to RGB"):
+            rgb = self._converter.reformat(self._current, format="rgb24", **_ONE_THREAD)
+            picture = rgb.to_ndarray()
+        picture = np.rot90(picture, self._turns) if self._turns else picture
+        if picture.shape[:2] != self._size:
             raise DecodeError(
                 self.path,
                 BACKEND,
-                f"frame {self._position} is {picture.shape[1]}x{picture.shape[0]}, "
-                f"the first one {target.shape[1]}x{target.shape[0]}",
+                f"the frame size changes from {self._size[1]}x{self._size[0]} to "
+                f"{picture.shape[1]}x{picture.shape[0]} at frame {self._position}",
             )
-        target[...] = picture
+        return picture
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -132,98 +187,90 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         DecodeError: it cannot be opened, breaks on the way, or ends long before its header says.
     """
     source = check_file(path, BACKEND)
-    with _as_decode_error(source):
-        container, stream = _open(source)
-        with container:
-            count = 0
-            first: VideoFrame | None = None
-            for frame in container.decode(stream):
-                first = first or frame
-                count += 1
-            if first is None:
-                raise DecodeError(source, BACKEND, "no frame decodes")
-            rotation = _quarter_turns(first)
-            height, width = first.height, first.width
-            if rotation % 2 == 1:
-                height, width = width, height
-            info = VideoInfo(
-                num_frames=count,
-                header_frames=stream.frames,
-                fps=float(stream.average_rate) if stream.average_rate else 0.0,
-                height=height,
-                width=width,
-                rotation=90 * rotation,
-                codec=stream.codec_context.name,
-                pixel_format=first.format.name,
-                num_video_streams=len(_video_streams(container)),
-            )
-    _check_complete(source, info)
-    return info
-
-
-def iterate(path: str | os.PathLike[str]) -> Iterator[Tensor]:
-    """All frames of a video from first to last, one at a time: uint8 RGB, (3, H, W).
-
-    Raises:
-        DecodeError: it cannot be opened or breaks on the way.
-    """
-    with PyAvReader(path) as reader:
-        index = 0
+    container, stream = _open(source)
+    with container:
+        count = 0
+        frames = container.decode(stream)
+        first: VideoFrame | None = None
         while True:
-            try:
-                reader._advance_to(index)
-            except DecodeError as error:
-                if "only" in error.reason:
-                    return
-                raise
-            yield reader.read([index])[0]
-            index += 1
-
-
-def _open(path: str):
-    """(container, its first video stream), set to decode on the calling thread alone."""
-    container = av.open(path, metadata_errors="replace")
-    streams = _video_streams(container)
-    if not streams:
-        container.close()
-        raise DecodeError(path, BACKEND, "there is no video stream in it")
-    stream = streams[0]
-    stream.thread_type = "SLICE"
-    stream.codec_context.thread_count = 1
-    return container, stream
-
-
-def _video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
-    return [s for s in container.streams.video if not _is_cover(s)]
-
-
-def _is_cover(stream: av.VideoStream) -> bool:
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that the file asks a player to apply, 0 to 3."""
-    return round((frame.rotation or 0) / 90) % 4
-
-
-def _to_rgb_array(frame: VideoFrame, reformatter: VideoReformatter, turns: int) -> np.ndarray:
-    picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
-    return np.rot90(picture, turns) if turns else picture
-
-
-def _check_complete(path: str, info: VideoInfo) -> None:
-    # AVI headers overstate by a frame or two on intact files; a cut file misses far more.
-    missing = info.header_frames - info.num_frames
-    if missing > max(5, 0.05 * info.header_frames):
-        raise DecodeError(
-            path,
-            BACKEND,
-            f"truncated: the header promises {info.header_frames} frames, {info.num_frames} decode",
+            with _as_decode_error(source, f"breaks after {count} frames"):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            first, count = first or frame, count + 1
+        if first is None:
+            raise DecodeError(source, BACKEND, "no frame decodes")
+        turns = _quarter_turns(first)
+        size = (first.height, first.width)
+        height, width = size[::-1] if turns % 2 == 1 else size
+        _check_complete(source, stream, count)
+        codec = stream.codec_context.codec
+        return VideoInfo(
+            num_frames=count,
+            header_frames=stream.frames,
+            fps=_fps(stream),
+            height=height,
+            width=width,
+            rotation=90 * turns,
+            codec=getattr(codec, "canonical_name", codec.name),
+            pixel_format=first.format.name,
+            num_video_streams=len(_video_streams(container)),
         )
 
 
+def first_video_stream(path: str | os.PathLike[str]) -> int:
+    """The index, among all streams of the file, of the video stream that is read."""
+    container, stream = _open(check_file(path, BACKEND))
+    with container:
+        return stream.index
+
+
+def _open(path: str) -> tuple[InputContainer, VideoStream]:
+    """(container, its first video stream), set to decode on the calling thread alone."""
+    with _as_decode_error(path, "not a video that FFmpeg can open"):
+        container = av.open(path, metadata_errors="replace")
+        streams = _video_streams(container)
+        if not streams:
+            container.close()
+            raise DecodeError(path, BACKEND, "there is no video stream in it")
+        stream = streams[0]
+        stream.thread_type = "SLICE"
+        stream.codec_context.thread_count = 1
+        return container, stream
+
+
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    covers = Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & covers]
+
+
+def _fps(stream: VideoStream) -> float:
+    return float(stream.average_rate) if stream.average_rate else 0.0
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns, 0 to 3, that the file asks a player to apply.
+
+    Angles between quarters occur in no file we know; they are rounded.
+    """
+    return round((frame.rotation or 0) / 90) % 4
+
+
+def _check_complete(path: str, stream: VideoStream, count: int) -> None:
+    """Raises DecodeError where the file holds far less than its header promises."""
+    if missing_frames(stream.frames, count):
+        promised = f"{stream.frames} frames"
+    elif cut := missing_bytes(path):
+        promised = f"{cut} bytes more than there are"
+    else:
+        return
+    raise DecodeError(
+        path, BACKEND, f"truncated: the header promises {promised}; {count} frames decode"
+    )
+
+
 @contextlib.contextmanager
-def _as_decode_error(path: str) -> Iterator[None]:
+def _as_decode_error(path: str, what: str) -> Iterator[None]:
     """Turns what FFmpeg and PyAV raise on bad files into one kind of error."""
     try:
         yield
@@ -231,4 +278,4 @@ def _as_decode_error(path: str) -> Iterator[None]:
         raise
     except (av.error.FFmpegError, ValueError, OSError, IndexError, RuntimeError) as error:
         words = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(path, BACKEND, f"{type(error).__name__}: {words}") from error
+        raise DecodeError(path, BACKEND, f"{what} ({words})") from error
