@@ -1,0 +1,153 @@
+"""The contract of a negative augmentation: draw parameters, then apply them.
+
+Negative Data Augmentation (Sinha, Ayush, Song, Uzkent, Jin, Ermon; ICLR 2021; arXiv 2102.05113)
+breaks a sample on purpose and tells the model that the result is *not* data. Here each op draws its
+parameters apart from applying them (the split kornia uses), so a draw can be replayed, inspected,
+and carried to another device.
+
+Clips are ``(B, C, T, H, W)``, images ``(B, C, H, W)``; no op cares what ``C`` holds.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ndavid.errors import ConfigError
+
+Params = dict[str, Tensor]
+"""What one call drew: named tensors on the CPU, each with the batch as its first dimension."""
+
+
+class ShapeError(ConfigError, ValueError):
+    """A batch that an op cannot break: too few samples, frames or pixels, or an uneven grid."""
+
+
+class NegativeAugmentation(abc.ABC):
+    """Base of all ops: ``op(x)`` is ``op.apply(x, op.flag(x, op.sample(x.shape)))``.
+
+    Class attributes:
+        name: the word for this op in a spec.
+        needs_partner: the op mixes two samples, so it needs a batch of at least two.
+        clips_only: the op needs a time axis.
+        acts_on: which coordinates of a pixel's origin the op alters, out of "space", "time" and
+            "sample", or "value" where it overwrites. ``Compose`` relies on it.
+    """
+
+    name: ClassVar[str]
+    needs_partner: ClassVar[bool] = False
+    clips_only: ClassVar[bool] = False
+    acts_on: ClassVar[frozenset[str]]
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Params:
+        """Draw the parameters for a batch: a pure function of ``shape`` and ``generator``.
+
+        Args:
+            shape: ``(B, C, T, H, W)`` or ``(B, C, H, W)``.
+            generator: a CPU generator; ``None`` makes a fresh one, seeded by the operating system.
+                The global generator is never touched.
+
+        Raises:
+            ShapeError: a ``ValueError``, where the op cannot change every sample of such a batch.
+        """
+        shape = tuple(shape)
+        self.check(shape)
+        return self._draw(shape, _cpu_generator(generator))
+
+    def flag(self, x: Tensor, params: Params) -> Params:
+        """Bring the parameters to ``x``'s device and add what only the data can tell.
+
+        Most ops add nothing. Ops with ``min_motion`` add ``static`` ``(B,)``: samples that barely
+        move, whose "negative" would be the positive. Nothing here waits for the device.
+        """
+        return to_device(params, x.device)
+
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        """Break ``x`` as ``params`` say: pure, and the same on every device."""
+        params = to_device(params, x.device)
+        for key, value in params.items():
+            if value.shape[0] != x.shape[0]:
+                raise ShapeError(
+                    f"{self.name}: parameter {key!r} was drawn for a batch of {value.shape[0]}, "
+                    f"x has {x.shape[0]}; draw with op.sample(x.shape)"
+                )
+        return self._apply(x, params)
+
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw, flag and apply in one go; the shape, dtype and device of ``x`` are kept."""
+        return self.apply(x, self.flag(x, self.sample(x.shape, generator)))
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that comes out; only ops with ``crop=True`` change it."""
+        return tuple(shape)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ``ShapeError`` where no valid draw exists for a batch of this shape."""
+        if len(shape) not in (4, 5):
+            raise ShapeError(
+                f"{self.name}: expected clips (B, C, T, H, W) or images (B, C, H, W), got {shape}"
+            )
+        if self.clips_only and len(shape) != 5:
+            raise ShapeError(
+                f"{self.name} works on clips (B, C, T, H, W), got {shape}; "
+                "for images take a spatial op such as jigsaw"
+            )
+        if self.needs_partner and shape[0] < 2:
+            raise ShapeError(
+                f"{self.name} mixes each sample with another one, so it needs a batch of at least "
+                f"2, got {shape[0]}; raise the batch size or take an op without a partner"
+            )
+
+    @abc.abstractmethod
+    def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
+        """Where content was replaced or moved, for input of ``shape``.
+
+        Returns:
+            bool ``(B, T, H, W)`` for clips, ``(B, H, W)`` for images. Outside it the output equals
+            the input bit for bit. Samples flagged as static are False throughout: whatever was
+            done to them, they are no negatives.
+        """
+
+    @abc.abstractmethod
+    def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Params: ...
+
+    @abc.abstractmethod
+    def _apply(self, x: Tensor, params: Params) -> Tensor: ...
+
+
+def is_clip(shape: Sequence[int]) -> bool:
+    """Whether a batch of this shape has a time axis."""
+    return len(shape) == 5
+
+
+def num_frames(shape: Sequence[int]) -> int:
+    """Frames in each sample; an image is one frame."""
+    return shape[2] if is_clip(shape) else 1
+
+
+def mask_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of ``changed_mask``: that of the batch, without its channels."""
+    return (shape[0], *shape[2:])
+
+
+def to_device(params: Params, device: torch.device) -> Params:
+    """The same parameters on ``device``, without waiting for the copy."""
+    if all(value.device == device for value in params.values()):
+        return params
+    return {key: value.to(device, non_blocking=True) for key, value in params.items()}
+
+
+def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    elif generator.device.type != "cpu":
+        raise ValueError(
+            f"parameters are drawn on the CPU so that devices agree; got a generator on "
+            f"{generator.device}: use torch.Generator()"
+        )
+    return generator
