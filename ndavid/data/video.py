@@ -36,18 +36,16 @@ class VideoDataConfig:
         fold: official split to use, from 1.
         split: which part of it.
         backend: "pyav", "decord", "torchcodec" or "frames".
+        frame_stride: every how many-th frame of the video is taken.
         short: what to do with videos shorter than a clip: start over, repeat the end, or drop.
-        num_workers: loader processes a rank.
-        max_bad_fraction: training stops when more than this part of the clips cannot be decoded.
     """
 
     manifest: str = ""
     fold: int = 1
     split: Literal["train", "test", "val"] = "train"
     backend: Literal["pyav", "decord", "torchcodec", "frames"] = "pyav"
+    frame_stride: int = 3
     short: Literal["loop", "pad", "drop"] = "loop"
-    num_workers: int = 2
-    max_bad_fraction: float = 0.01
 
 
 class ViewTransform(Protocol):
