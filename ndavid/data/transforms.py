@@ -8,12 +8,16 @@ A preset names a recipe; any of its numbers can be overridden in the config:
     finetune  random resized crop, flip, colour jitter in 30% of the clips, alike in all frames.
     none      short side to `size`, centre crop: what evaluation sees.
 
-Differences from the paper's code: resizing is bilinear with antialiasing, not nearest; colour is
-done after resizing, on a fraction of the pixels.
+Differences from the paper's code: resizing is bilinear with antialiasing, not nearest; the crop is
+relative to the short side, so that any stored size will do; a crop's shape is drawn evenly in the
+logarithm of its ratio (torchvision's way); of the jitter, colour.py tells.
+
+Cropping comes before resizing and all else after it, on a fraction of the pixels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
@@ -21,6 +25,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from ndavid.data.colour import ColourParams, jitter_colours
 from ndavid.errors import ConfigError
 
 Preset = Literal["dpc", "dpc_k400", "finetune", "none"]
@@ -69,82 +74,68 @@ class AugmentConfig:
     per_frame_jitter: bool | None = None
 
 
-_DPC_JITTER = {"jitter": 1.0, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25}
-_PRESETS: dict[str, AugmentConfig] = {
-    "dpc": AugmentConfig(
-        crop="square",
-        crop_scale=[224 / 240, 224 / 240],
-        crop_ratio=[1.0, 1.0],
-        flip=0.5,
-        gray=0.5,
-        per_frame_jitter=True,
-        **_DPC_JITTER,  # type: ignore[arg-type]
-    ),
-    "dpc_k400": AugmentConfig(
-        crop="area",
-        crop_scale=[0.5, 1.0],
-        crop_ratio=[3 / 4, 4 / 3],
-        flip=0.5,
-        gray=0.5,
-        per_frame_jitter=True,
-        **_DPC_JITTER,  # type: ignore[arg-type]
-    ),
-    "finetune": AugmentConfig(
-        crop="area",
-        crop_scale=[0.5, 1.0],
-        crop_ratio=[3 / 4, 4 / 3],
-        flip=0.5,
-        gray=0.0,
-        per_frame_jitter=False,
-        **(_DPC_JITTER | {"jitter": 0.3}),  # type: ignore[arg-type]
-    ),
-    "none": AugmentConfig(
-        crop="centre",
-        crop_scale=[1.0, 1.0],
-        crop_ratio=[1.0, 1.0],
-        flip=0.0,
-        gray=0.0,
-        jitter=0.0,
-        brightness=0.0,
-        contrast=0.0,
-        saturation=0.0,
-        hue=0.0,
-        per_frame_jitter=False,
-    ),
-}
+_DPC = AugmentConfig(
+    crop="square",
+    crop_scale=[224 / 240, 224 / 240],
+    crop_ratio=[1.0, 1.0],
+    flip=0.5,
+    gray=0.5,
+    jitter=1.0,
+    brightness=0.5,
+    contrast=0.5,
+    saturation=0.5,
+    hue=0.25,
+    per_frame_jitter=True,
+)
+_DPC_K400 = replace(_DPC, crop="area", crop_scale=[0.5, 1.0], crop_ratio=[3 / 4, 4 / 3])
+_FINETUNE = replace(_DPC_K400, gray=0.0, jitter=0.3, per_frame_jitter=False)
+_NONE = replace(_FINETUNE, crop="centre", flip=0.0, jitter=0.0)
+_PRESETS = {"dpc": _DPC, "dpc_k400": _DPC_K400, "finetune": _FINETUNE, "none": _NONE}
 
 
 def resolve(config: AugmentConfig) -> AugmentConfig:
-    """The config with every key that was left open filled in from its preset.
+    """The config with every key that was left open filled in from its preset, and checked.
 
     Raises:
         ConfigError: an unknown preset, or a value out of its range.
     """
     if config.preset not in _PRESETS:
-        raise ConfigError(f"no augmentation preset {config.preset!r}: {', '.join(_PRESETS)}")
+        names = ", ".join(_PRESETS)
+        raise ConfigError(f"no augmentation preset {config.preset!r}: choose from {names}")
     preset = _PRESETS[config.preset]
     open_keys = [f.name for f in fields(config) if getattr(config, f.name) is None]
-    return replace(config, **{name: getattr(preset, name) for name in open_keys})
+    filled = replace(config, **{name: getattr(preset, name) for name in open_keys})
+    _check(filled)
+    return filled
 
 
 def train_transform(config: AugmentConfig) -> ClipTransform:
-    """The augmentation that `config` describes, as a callable on (clip, generator)."""
+    """The augmentation that `config` describes: uint8 (T, C, H, W) -> (T, C, size, size).
+
+    Everything random is drawn from the generator given at the call; without one, the clip is
+    resized and centre-cropped and keeps its colours.
+
+    Raises:
+        ConfigError: an unknown preset, or a value out of its range.
+    """
     return _TrainTransform(resolve(config))
 
 
+@dataclass(frozen=True)
 class _TrainTransform:
-    def __init__(self, config: AugmentConfig) -> None:
-        self.config = config
+    config: AugmentConfig  # with no key left open
 
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
         size = self.config.size
         if generator is None:
-            return _centre(clip, size)
-        if _uniform(generator) < (self.config.flip or 0.0):
-            clip = F.horizontal_flip(clip)
-        clip = _random_crop(clip, self.config, generator)
+            return _square_at(_short_side_to(clip, size), size, 0.5)
+        mirrored = _uniform(generator) < _value(self.config.flip)
+        clip = _crop(clip, self.config, generator)
         clip = F.resize(clip, [size, size], antialias=True)
-        return clip
+        if mirrored:
+            clip = F.horizontal_flip(clip)
+        colours = _draw_colours(len(clip), self.config, generator)
+        return clip if colours is None else jitter_colours(clip, colours)
 
 
 def eval_transform(size: int, crops: int = 1) -> _EvalTransform:
@@ -184,41 +175,90 @@ def _square_at(clip: Tensor, size: int, place: float) -> Tensor:
     return clip[..., top : top + size, left : left + size]
 
 
-def _centre(clip: Tensor, size: int) -> Tensor:
-    return _square_at(_short_side_to(clip, size), size, 0.5)
-
-
-def _random_crop(clip: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def _crop(clip: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """A view of the part of the clip that `config.crop` asks for."""
     height, width = clip.shape[-2:]
-    low, high = config.crop_scale or [1.0, 1.0]
+    if config.crop == "centre":
+        return _square_at(clip, min(height, width), 0.5)
     if config.crop == "square":
-        side = round(min(height, width) * _uniform(generator, low, high))
-        h, w = side, side
-    elif config.crop == "area":
-        h, w = _area_box(height, width, config, generator)
+        h = w = max(1, round(min(height, width) * _uniform(generator, config.crop_scale)))
     else:
-        h = w = min(height, width)
-        top, left = (height - h) // 2, (width - w) // 2
-        return clip[..., top : top + h, left : left + w]
-    top = int(torch.randint(height - h + 1, (), generator=generator))
-    left = int(torch.randint(width - w + 1, (), generator=generator))
+        h, w = _area_box(height, width, config, generator)
+    top = _randint(height - h, generator)
+    left = _randint(width - w, generator)
     return clip[..., top : top + h, left : left + w]
 
 
 def _area_box(
     height: int, width: int, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[int, int]:
-    low, high = config.crop_scale or [1.0, 1.0]
-    narrow, wide = config.crop_ratio or [1.0, 1.0]
+    """(height, width) of a box with a random share of the area, as RandomResizedCrop draws it."""
     for _ in range(10):
-        area = height * width * _uniform(generator, low, high)
-        ratio = _uniform(generator, narrow, wide)
-        h, w = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+        area = height * width * _uniform(generator, config.crop_scale)
+        ratio = math.exp(_uniform(generator, [math.log(r) for r in config.crop_ratio or [1, 1]]))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             return h, w
-    side = min(height, width)
+    side = min(height, width)  # no box of that shape fits: the largest square does
     return side, side
 
 
-def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+def _draw_colours(
+    num_frames: int, config: AugmentConfig, generator: torch.Generator
+) -> ColourParams | None:
+    """Colour parameters for every frame, or None where nothing would change."""
+    draws = num_frames if config.per_frame_jitter else 1
+
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(draws, generator=generator)
+
+    channel = torch.randint(3, (draws,), generator=generator)
+    gray = torch.where(uniform() < _value(config.gray), channel, -1)
+    jittered = uniform() < _value(config.jitter)
+
+    def factor(strength: float | None) -> Tensor:
+        drawn = uniform(max(0.0, 1 - _value(strength)), 1 + _value(strength))
+        return torch.where(jittered, drawn, 1.0)
+
+    brightness = factor(config.brightness)
+    contrast = factor(config.contrast)
+    saturation = factor(config.saturation)
+    hue = torch.where(jittered, uniform(-_value(config.hue), _value(config.hue)), 0.0)
+    if not (jittered.any() or (gray >= 0).any()):
+        return None
+    values = (brightness, contrast, saturation, hue, gray)
+    return ColourParams(*(value.expand(num_frames) for value in values))
+
+
+def _check(config: AugmentConfig) -> None:
+    """Raises ConfigError for a value out of its range; no key may be open."""
+    if config.size < 1:
+        raise ConfigError(f"size must be at least 1, got {config.size}")
+    for name in ("flip", "gray", "jitter"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{name} is a probability, got {getattr(config, name)}")
+    for name in ("brightness", "contrast", "saturation"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
+    if not 0 <= _value(config.hue) <= 0.5:
+        raise ConfigError(f"hue must lie between 0 and 0.5 turns, got {config.hue}")
+    for name, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        ends = getattr(config, name)
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= highest:
+            raise ConfigError(f"{name} must be [lowest, highest] inside (0, {highest}], got {ends}")
+
+
+def _value(number: float | None) -> float:
+    """A key of a resolved config, in which none is open."""
+    assert number is not None
+    return number
+
+
+def _uniform(generator: torch.Generator, ends: list[float] | None = None) -> float:
+    low, high = ends or (0.0, 1.0)
     return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _randint(highest: int, generator: torch.Generator) -> int:
+    """0 to `highest`, both possible."""
+    return int(torch.randint(highest + 1, (), generator=generator))
