@@ -1,0 +1,231 @@
+"""Configs: what is typed wrong is named with its file and the key that was meant."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ndavid.config import from_yaml, parse, run_main, to_yaml
+from ndavid.engine.optim import OptimConfig
+from ndavid.engine.runner import RunConfig
+from ndavid.errors import ConfigError, DataError
+
+
+@dataclass(kw_only=True)
+class Inner:
+    """Inner settings."""
+
+    lr: float = 1e-3
+    """learning rate"""
+    kind: Literal["constant", "cosine"] = "constant"
+    milestones: list[int] = field(default_factory=list)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip: float | None = None
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A config for these tests."""
+
+    optim: Inner = field(default_factory=Inner)
+    extra: Inner | None = None
+    name: str = "x"
+    seed: int = 0
+    """the seed"""
+    fast: bool = False
+
+
+def test_defaults_need_no_file() -> None:
+    assert parse(Config, []) == Config()
+
+
+def test_exponents_without_a_dot_are_floats_where_the_field_is() -> None:
+    config = from_yaml(Config, "optim: {lr: 1e-4, clip: 1e-2, betas: [1e-1, 5e-1]}\nname: '1e-4'")
+    assert config.optim == Inner(lr=1e-4, clip=1e-2, betas=[0.1, 0.5])
+    assert config.name == "1e-4"
+
+
+def test_an_override_wins_over_the_file_wherever_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {lr: 5.0, kind: cosine}\nseed: 3\n")
+    before = parse(Config, ["--optim.lr", "1e-4", "--config", str(file)])
+    after = parse(Config, ["--config", str(file), "--optim.lr=1e-4"])
+    assert before == after == Config(optim=Inner(lr=1e-4, kind="cosine"), seed=3)
+
+
+def test_a_later_file_wins_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optim: {lr: 5.0, kind: cosine}")
+    (tmp_path / "b.yaml").write_text("optim: {lr: 7.0}")
+    files = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
+    assert parse(Config, files).optim == Inner(lr=7.0, kind="cosine")
+
+
+def test_lists_and_optionals_on_the_command_line() -> None:
+    words = ["--optim.milestones", "[60, 80]", "--extra.lr", "2", "--optim.clip", "-1"]
+    config = parse(Config, words)
+    assert config.optim.milestones == [60, 80]
+    assert config.extra == Inner(lr=2.0)
+    assert config.optim.clip == -1.0
+    assert parse(Config, ["--extra", "null"]).extra is None
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("optim: {learning_rat: 1}", "optim.learning_rat"),
+        ("optim: {lrr: 1}", "did you mean 'optim.lr'"),
+        ("lr: 1", "did you mean 'optim.lr'"),
+        ("sede: 1", "did you mean 'seed'"),
+        ("extra: {mile_stones: []}", "did you mean 'extra.milestones'"),
+        ("seed: abc", "'seed' must be int, not abc"),
+        ("seed: 1.5", "'seed' must be int"),
+        ("seed: true", "'seed' must be int"),
+        ("fast: 1", "'fast' must be bool"),
+        ("name: 3", "'name' must be str"),
+        ("optim: {lr: fast}", "'optim.lr' must be float"),
+        ("optim: {clip: x}", "'optim.clip' must be float | None"),
+        ("optim: {milestones: 60}", "'optim.milestones' must be list[int]"),
+        ("optim: {milestones: [a]}", "'optim.milestones' must be list[int]"),
+        ("optim: {kind: cosin}", "did you mean 'cosine'"),
+        ("optim: 3", "'optim' must be a block"),
+        ("optim:", "'optim' has no value"),
+        ("seed: null", "'seed' has no value"),
+        ("seed: 1\nseed: 2", "'seed' is given twice"),
+        ("[1, 2]", "a block of keys"),
+        ("seed: [", "not valid YAML"),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_one_line_naming_file_and_key(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    for read in (lambda: from_yaml(Config, file), lambda: parse(Config, ["--config", str(file)])):
+        with pytest.raises(ConfigError) as error:
+            read()
+        message = str(error.value)
+        assert str(file) in message and named in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--sed", "1"], "did you mean 'seed'"),
+        (["--lr", "1"], "did you mean 'optim.lr'"),
+        (["--optim.l", "1"], "unknown option '--optim.l'"),
+        (["--seed", "x"], "'seed' must be int, not x"),
+        (["--seed"], "--seed"),
+        (["stray"], "stray"),
+        (["--config"], "--config needs a file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the config"),
+    ],
+)
+def test_a_bad_command_line_is_one_line_naming_the_option(words: list[str], named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(Config, words)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="not a text file"):
+        from_yaml(Config, file)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        from_yaml(Config, tmp_path)
+
+
+def test_checks_of_the_dataclass_see_the_final_values(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: -1.0")
+    assert parse(OptimConfig, ["--config", str(file), "--lr", "1"]).lr == 1.0
+    with pytest.raises(ConfigError, match="lr must be above 0"):
+        parse(OptimConfig, ["--config", str(file)])
+
+
+@given(
+    st.builds(
+        Config,
+        optim=st.builds(
+            Inner,
+            lr=st.floats(allow_nan=False, allow_infinity=False),
+            kind=st.sampled_from(["constant", "cosine"]),
+            milestones=st.lists(st.integers(0, 500), max_size=4),
+            clip=st.none() | st.floats(1e-9, 1e9),
+        ),
+        extra=st.none() | st.builds(Inner, lr=st.floats(0, 1)),
+        name=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))),
+        seed=st.integers(0, 2**40),
+        fast=st.booleans(),
+    )
+)
+def test_yaml_round_trip(config: Config) -> None:
+    assert from_yaml(Config, to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("config", [RunConfig(), OptimConfig(name="lars", clip_grad_norm=1.0)])
+def test_the_engines_configs_round_trip(config: RunConfig | OptimConfig) -> None:
+    assert from_yaml(type(config), to_yaml(config)) == config
+
+
+def test_help_shows_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        parse(Config, ["--help"], description="Trains a thing.")
+    text = capsys.readouterr().out
+    assert leaving.value.code == 0
+    for part in ("Trains a thing.", "--config FILE", "--optim.lr", "learning rate", "the seed"):
+        assert part in text
+
+
+def test_run_main_turns_our_errors_into_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise DataError("a.mp4", "broken\nin two")
+
+    with pytest.raises(SystemExit) as leaving:
+        run_main(fail)
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert captured.err == "error: a.mp4: broken in two\n" and captured.out == ""
+
+
+def test_run_main_keeps_other_exit_codes() -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for main, expected in [
+        (lambda: leave(143), 143),
+        (interrupt, 130),
+        (lambda: "fine", 0),
+    ]:
+        with pytest.raises(SystemExit) as leaving:
+            run_main(main)
+        assert leaving.value.code == expected
+
+
+def test_run_main_hides_no_programming_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_main(lambda: 1 / 0)
+
+
+def test_a_script_with_a_misspelt_key_ends_with_2_and_no_traceback() -> None:
+    script = (
+        "from ndavid.config import parse, run_main\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(kw_only=True)\n"
+        "class C:\n    epochs: int = 1\n"
+        "run_main(lambda: parse(C))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--epoch", "3"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: unknown option '--epoch'; did you mean 'epochs'?\n"
