@@ -18,7 +18,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from ndavid.errors import ConfigError
-from ndavid.nda.base import NegativeAugmentation
+from ndavid.nda.base import NegativeAugmentation, Params
 
 Span = Literal["block", "clip"]
 
@@ -54,6 +54,11 @@ def break_blocks(
     outputs = [_break_once(operation, clips, generator) for _ in range(draws)]
     broken, masks, partners = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     num_blocks, block_len = blocks.shape[1], blocks.shape[3]
+    if span == "clip" and broken.shape[2] != clips.shape[2]:
+        raise ConfigError(
+            f"{operation.name} crops {clips.shape[2]} frames to {broken.shape[2]}, which are no "
+            f"longer {num_blocks} blocks: use span=block, or lengths that it divides"
+        )
     if span == "clip":
         changed = reduce(masks.float(), "b (n t) h w -> b n h w", "mean", t=block_len)
     else:
@@ -119,7 +124,23 @@ def _break_once(
     """One draw: the broken clips, their changed mask (B, T, H, W) and partners (B,)."""
     params = operation.flag(clips, operation.sample(clips.shape, generator))
     mask = operation.changed_mask(params, clips.shape).to(clips.device)
-    partner = params.get("partner")
-    if partner is None:
-        partner = torch.full((len(clips),), -1)
-    return operation.apply(clips, params), mask, partner.to(clips.device)
+    return operation.apply(clips, params), mask, _partner(params, len(clips)).to(clips.device)
+
+
+def _partner(params: Params, batch: int) -> Tensor:
+    """Whom each sample borrowed from, -1 for nobody: (B,).
+
+    Combined operations keep the parameters of their i-th part under "i."; a part that a sample did
+    not choose lent it nothing. A sequence holds one mixing operation at most.
+    """
+    partner = torch.full((batch,), -1)
+    for key, lender in params.items():
+        *path, name = key.split(".")
+        if name != "partner":
+            continue
+        for depth, part in enumerate(path):
+            choice = params.get(".".join([*path[:depth], "choice"]))
+            if choice is not None:
+                lender = torch.where(choice == int(part), lender, -1)
+        partner = torch.maximum(partner.to(lender.device), lender)
+    return partner

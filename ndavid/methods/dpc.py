@@ -140,11 +140,6 @@ class DpcMethod(nn.Module):
     ) -> NdaColumns | None:
         if self.operation is None:
             return None
-        if self.operation.needs_partner and len(blocks) < 2:
-            raise ConfigError(
-                f"nda.spec {self.nda.spec!r} mixes each clip with another of the batch: "
-                "use a batch_size of at least 2 (per process)"
-            )
         broken = break_blocks(
             self.operation,
             self._blocks_to_break(blocks),
@@ -190,7 +185,7 @@ class DpcMethod(nn.Module):
         return changed_cells(changed, (height, width), self.nda.min_changed)
 
     def _rows(self, maps: Tensor) -> Tensor:
-        return dense_rows(self._comparable(maps), self.nda)
+        return dense_rows(self._comparable(maps))
 
     def _comparable(self, maps: Tensor) -> Tensor:
         """Maps (B, P, D, h, w) as the loss compares them: float32, of unit length if asked."""

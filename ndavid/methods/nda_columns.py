@@ -16,8 +16,9 @@ from ndavid.collectives import gather_with_grad, gather_without_grad, rank
 from ndavid.losses.contrastive import similarity
 from ndavid.methods.nda_config import NdaConfig
 
-# Rows of own-sample groups go sample by sample, those of batch-wide groups cell by cell.
-_ROWS = {"own": "b p d h w -> (b h w p) d", "batch": "b p d h w -> (h w p b) d"}
+# How rows are laid out while they meet their groups: own-sample groups go sample by sample,
+# batch-wide ones cell by cell.
+_ROWS = {"own": "(b h w p)", "batch": "(h w p b)"}
 
 # Broken maps are (k b) q d h w, k draws (and ranks) of b samples of q blocks -> groups, columns.
 _GROUPS = {
@@ -42,9 +43,9 @@ class NdaColumns(NamedTuple):
     """(R, M), True where the row uses the column."""
 
 
-def dense_rows(maps: Tensor, config: NdaConfig) -> Tensor:
-    """Maps (B, P, D, h, w) -> rows (B * P * h * w, D), in the order that `nda_columns` wants."""
-    return rearrange(maps, _ROWS[config.share])
+def dense_rows(maps: Tensor) -> Tensor:
+    """Maps (B, P, D, h, w) -> rows (B * P * h * w, D)."""
+    return rearrange(maps, "b p d h w -> (b p h w) d")
 
 
 def nda_columns(
@@ -53,46 +54,50 @@ def nda_columns(
     """Lets each row of the true maps meet the broken ones that ``config`` deals to it.
 
     Args:
+        config: ``share`` and ``align`` decide; ``where=context`` aligns steps too.
         true: (B, P, D, h, w): predictions, or targets where the prediction is what is broken.
         broken: (K * B, Q, D, h, w), draws first; Q blocks, or P steps of a broken prediction.
         used: bool (K * B, Q, h, w): which broken features are negatives at all.
         partner: (K * B,) index in this rank's batch of the sample that lent content, -1 for none.
 
-    With ``share=batch`` the broken features of all ranks are gathered, with gradient, and a row
-    skips those that borrowed from its own sample: there they hold the row's positive.
+    Returns the columns of the rows that `dense_rows` makes of ``true``. With ``share=batch`` the
+    broken features of all ranks are gathered, with gradient, and a row skips those that borrowed
+    from its own sample: there they hold the row's positive.
     """
-    batch = len(true)
+    batch, steps, _, height, width = true.shape
+    axes = {"b": batch, "p": steps, "h": height, "w": width}
     # Pooled maps hold the same vector in every cell: once is enough.
     align = "same_cell" if config.entry == "pooled" else config.align
     groups = (_GROUPS_OF_STEPS if config.where == "context" else _GROUPS)[config.share, align]
+    order = _ROWS[config.share]
     if config.share == "batch":
         broken, used = gather_with_grad(broken), gather_without_grad(used)
-    scores = similarity(dense_rows(true, config), rearrange(broken, groups, b=batch))
-    mask = _per_row(rearrange(used, _without_features(groups), b=batch), len(scores))
+    queries = rearrange(true, f"b p d h w -> {order} d")
+    scores = similarity(queries, rearrange(broken, groups, b=batch))
+    mask = _per_row(_deal(used, groups, batch), len(queries))
     if config.share == "batch":
-        mask = mask & ~_borrowed(config, groups, true, used, partner)
-    return NdaColumns(scores, mask)
+        lenders = _deal(_lenders(partner, batch).expand_as(used), groups, batch)
+        samples = rank() * batch + torch.arange(batch, device=true.device)
+        samples = rearrange(
+            samples.reshape(-1, 1, 1, 1).expand(batch, steps, height, width),
+            f"b p h w -> {order} ()",
+        )
+        mask = mask & (samples != _per_row(lenders, len(queries)))
+    natural = f"{order} m -> (b p h w) m"
+    return NdaColumns(rearrange(scores, natural, **axes), rearrange(mask, natural, **axes))
 
 
-def _borrowed(
-    config: NdaConfig, groups: str, true: Tensor, used: Tensor, partner: Tensor
-) -> Tensor:
-    """(R, M): True where the column's clip took content from the row's own sample."""
-    batch, steps, _, height, width = true.shape
+def _lenders(partner: Tensor, batch: int) -> Tensor:
+    """Every rank's partners as indices into the batch of all ranks: (K * B, 1, 1, 1)."""
     lender = torch.where(partner < 0, -1, partner + rank() * batch)
-    lenders = gather_without_grad(lender).reshape(-1, 1, 1, 1).expand_as(used)
-    lenders = rearrange(lenders, _without_features(groups), b=batch)
-    samples = rank() * batch + torch.arange(batch, device=true.device)
-    samples = samples.reshape(-1, 1, 1, 1).expand(batch, steps, height, width)
-    samples = rearrange(samples, _without_features(_ROWS[config.share]))
-    return samples.unsqueeze(1) == _per_row(lenders, len(samples))
+    return gather_without_grad(lender).reshape(-1, 1, 1, 1)
+
+
+def _deal(marks: Tensor, groups: str, batch: int) -> Tensor:
+    """Marks (K * B, Q, h, w) -> (G, M), as the features they belong to are dealt."""
+    return rearrange(marks, groups.replace(" d", ""), b=batch)
 
 
 def _per_row(groups: Tensor, rows: int) -> Tensor:
     """(G, M), one line a group -> (R, M), one line a row."""
     return groups.repeat_interleave(rows // len(groups), dim=0)
-
-
-def _without_features(pattern: str) -> str:
-    """The same einops pattern for a tensor that has no feature axis."""
-    return pattern.replace(" d", "")

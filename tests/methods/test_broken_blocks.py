@@ -1,0 +1,234 @@
+"""Breaking blocks: what acts where, what is reported as changed, and what is refused."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from ndavid import nda
+from ndavid.errors import ConfigError
+from ndavid.methods.broken_blocks import break_blocks, changed_cells, refuse_whole_block_moves
+from ndavid.nda.base import NegativeAugmentation
+
+
+class BorrowLeft(NegativeAugmentation):
+    """Each clip's left half becomes that of the next clip of the batch."""
+
+    name: ClassVar[str] = "borrow_left"
+    needs_partner: ClassVar[bool] = True
+    acts_on: ClassVar[frozenset[str]] = frozenset({"sample"})
+
+    def _draw(self, shape, generator) -> dict[str, Tensor]:
+        return {"partner": torch.arange(shape[0]).roll(-1)}
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        half = x.shape[-1] // 2
+        lent = x[params["partner"]]
+        return torch.cat([lent[..., :half], x[..., half:]], dim=-1)
+
+    def changed_mask(self, params: dict[str, Tensor], shape) -> Tensor:
+        mask = torch.zeros(shape[0], *shape[2:], dtype=torch.bool)
+        mask[..., : shape[-1] // 2] = True
+        return mask
+
+
+class RollFrames(NegativeAugmentation):
+    """Frames move on by ``by``; those that fall out come in again at the start."""
+
+    name: ClassVar[str] = "roll_frames"
+    acts_on: ClassVar[frozenset[str]] = frozenset({"time"})
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def _draw(self, shape, generator) -> dict[str, Tensor]:
+        return {}
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x.roll(self.by, dims=2)
+
+    def changed_mask(self, params: dict[str, Tensor], shape) -> Tensor:
+        return torch.ones(shape[0], *shape[2:], dtype=torch.bool)
+
+
+def distinct_blocks(batch=3, num_blocks=4, channels=2, block_len=5, size=8) -> Tensor:
+    shape = (batch, num_blocks, channels, block_len, size, size)
+    return torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+
+
+def constant_blocks() -> Tensor:
+    """Four clips, each of one value of its own: 10, 20, 30 and 40."""
+    return 10.0 * torch.arange(1, 5).reshape(4, 1, 1, 1, 1, 1).expand(4, 2, 3, 6, 16, 16)
+
+
+def break_with(operation, blocks: Tensor, span="block", draws=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return break_blocks(operation, blocks, span=span, draws=draws, generator=generator)
+
+
+def test_span_block_acts_inside_every_block_alike() -> None:
+    blocks = distinct_blocks()
+    broken = break_with(nda.FrameShuffle(), blocks).blocks
+    for sample in range(len(blocks)):
+        # The order of the frames, read off each block by looking its frames up.
+        orders = [
+            [
+                next(t for t in range(5) if torch.equal(frame, blocks[sample, n, :, t]))
+                for frame in broken[sample, n].unbind(1)
+            ]
+            for n in range(4)
+        ]
+        assert sorted(orders[0]) == list(range(5)) and orders[0] != list(range(5))
+        assert all(order == orders[0] for order in orders)
+
+
+def test_span_clip_moves_frames_between_blocks() -> None:
+    blocks = distinct_blocks()
+    broken = break_with(RollFrames(1), blocks, span="clip").blocks
+    assert torch.equal(broken[:, 1, :, 0], blocks[:, 0, :, 4])
+    assert torch.equal(broken[:, 0, :, 0], blocks[:, 3, :, 4])
+    assert torch.equal(broken[:, :, :, 1:], blocks[:, :, :, :-1])
+
+
+def test_span_clip_gives_a_spatial_operation_one_draw_for_the_whole_clip() -> None:
+    one_frame = torch.rand(3, 1, 2, 1, 8, 8)
+    broken = break_with(nda.Jigsaw(), one_frame.expand(-1, 4, -1, 5, -1, -1), span="clip").blocks
+    assert torch.equal(broken, broken[:, :1, :, :1].expand_as(broken))
+    assert not torch.equal(broken[:, :1, :, :1], one_frame)
+
+
+@pytest.mark.parametrize("span", ["block", "clip"])
+def test_mixing_borrows_the_same_block_of_another_sample(span: str) -> None:
+    blocks = distinct_blocks()
+    result = break_with(BorrowLeft(), blocks, span=span)
+    assert result.partner.tolist() == [1, 2, 0]
+    assert torch.equal(result.blocks[..., :4], blocks.roll(-1, dims=0)[..., :4])
+    assert torch.equal(result.blocks[..., 4:], blocks[..., 4:])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "stitch",
+        "mixup",
+        "cut_mix",
+        "temporal_stitch",
+        "mixup | stitch | reverse > cut_mix | reverse",
+    ],
+)
+def test_library_operations_say_whom_they_borrowed_from(spec: str) -> None:
+    """What is not one's own value came from the partner."""
+    blocks = constant_blocks()
+    result = break_with(nda.from_spec(spec), blocks, draws=3)
+    own = blocks.repeat(3, 1, 1, 1, 1, 1)
+    for sample in range(12):
+        foreign = result.blocks[sample] != own[sample]
+        partner = int(result.partner[sample])
+        if not foreign.any():  # reversed constants
+            assert spec.count("|") and partner == -1
+            continue
+        assert partner not in (-1, sample % 4)
+        low, high = sorted([10.0 * (partner + 1), 10.0 * (sample % 4 + 1)])
+        values = result.blocks[sample][foreign]
+        assert (values >= low - 1e-3).all() and (values <= high + 1e-3).all()
+
+
+def test_clips_that_borrowed_nothing_say_so() -> None:
+    assert break_with(nda.Jigsaw(), distinct_blocks()).partner.tolist() == [-1, -1, -1]
+    # Of alternatives, only the one that a sample chose counts.
+    blocks = constant_blocks()
+    result = break_with(nda.from_spec("reverse | temporal_stitch"), blocks, draws=10)
+    lent = (result.blocks != blocks.repeat(10, 1, 1, 1, 1, 1)).flatten(1).any(1)
+    assert torch.equal(result.partner >= 0, lent) and lent.any() and not lent.all()
+
+
+@pytest.mark.parametrize("spec", ["stitch", "frame_shuffle", "jigsaw"])
+def test_draws_are_independent_and_never_of_oneself(spec: str) -> None:
+    blocks = torch.rand(2, 3, 3, 6, 16, 16)
+    result = break_with(nda.from_spec(spec), blocks, draws=8)
+    originals = blocks.repeat(8, 1, 1, 1, 1, 1)
+    assert result.blocks.shape == originals.shape
+    for sample in range(16):
+        assert not torch.equal(result.blocks[sample], originals[sample])
+    draws = result.blocks.reshape(8, -1)
+    assert len({tuple(draw[:50].tolist()) + tuple(draw[-50:].tolist()) for draw in draws}) > 1
+
+
+@pytest.mark.parametrize("span", ["block", "clip"])
+@pytest.mark.parametrize(
+    "spec", ["jigsaw", "stitch", "cutout", "cut_mix", "frame_shuffle", "reverse"]
+)
+def test_unchanged_pixels_are_reported_as_such(spec: str, span: str) -> None:
+    blocks = torch.rand(4, 3, 3, 5, 16, 16)
+    result = break_with(nda.from_spec(spec), blocks, span=span)
+    moved = (result.blocks != blocks).any(dim=2).float().mean(dim=2)  # (B, N, H, W)
+    assert torch.all(moved <= result.changed + 1e-6)
+    assert result.changed.max() > 0
+    torch.testing.assert_close(moved, result.changed)
+
+
+def test_cells_count_when_enough_of_them_changed() -> None:
+    changed = torch.zeros(1, 1, 8, 8)
+    changed[..., :4, :4] = 1.0  # the first of 2x2 cells: all of it
+    changed[..., :4, 4:6] = 1.0  # the second: half
+    changed[..., 4:, :4] = 0.4  # the third: 2 of 5 frames
+    cells = changed_cells(changed, (2, 2), 0.5)
+    assert cells[0, 0].tolist() == [[True, True], [False, False]]
+    assert changed_cells(changed, (2, 2), 0.3)[0, 0].tolist() == [[True, True], [True, False]]
+    assert changed_cells(changed, (2, 2), 0.6)[0, 0].tolist() == [[True, False], [False, False]]
+
+
+def test_half_is_half_whatever_the_rounding() -> None:
+    for size in range(3, 40):
+        changed = torch.full((1, 1, size, size), 0.5)
+        assert changed_cells(changed, (1, 1), 0.5).all()
+    third = torch.full((1, 1, 6, 6), 0.3)
+    assert changed_cells(third, (2, 2), 0.3).all()
+
+
+@pytest.mark.parametrize("by", [5, 10])
+def test_moving_whole_blocks_is_refused(by: int) -> None:
+    with pytest.raises(ConfigError, match=r"whole blocks of 5 frames.*span=block"):
+        refuse_whole_block_moves(RollFrames(by), "roll_frames", num_blocks=3, block_len=5)
+
+
+@pytest.mark.parametrize("by", [1, 4, 7])
+def test_moving_parts_of_blocks_is_not_refused(by: int) -> None:
+    refuse_whole_block_moves(RollFrames(by), "roll_frames", num_blocks=3, block_len=5)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "temporal_jigsaw:segments=3",
+        "temporal_jigsaw:segments=3 | frame_shuffle",
+        "frame_shuffle | temporal_jigsaw:segments=3",
+    ],
+)
+def test_library_operations_that_move_whole_blocks_are_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match="whole blocks"):
+        refuse_whole_block_moves(nda.from_spec(spec), spec, num_blocks=3, block_len=5)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "frame_shuffle",
+        "reverse",
+        "jigsaw:grid=3",
+        "jigsaw:grid=7",
+        "stitch",
+        "temporal_jigsaw:segments=5",
+        "jigsaw > temporal_jigsaw:segments=3",
+    ],
+)
+def test_library_operations_that_break_blocks_are_not_refused(spec: str) -> None:
+    refuse_whole_block_moves(nda.from_spec(spec), spec, num_blocks=3, block_len=5)
+
+
+def test_single_frame_blocks_make_every_reordering_a_move_of_whole_blocks() -> None:
+    with pytest.raises(ConfigError, match="whole blocks"):
+        refuse_whole_block_moves(nda.FrameShuffle(), "frame_shuffle", num_blocks=4, block_len=1)
