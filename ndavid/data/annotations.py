@@ -326,7 +326,7 @@ def _hash(text: str) -> str:
 
 # --- groups ---------------------------------------------------------------------------------------
 
-_UCF101_NAME = re.compile(r"v_.+_(?P<group>g\d+)_c\d+")
+_UCF101_NAME = re.compile(r"v_(?P<name>.+)_(?P<group>g\d+)_c\d+")
 _HMDB51_TAIL = re.compile(r"_[fhul]_[cn]m_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+$")
 _KINETICS_NAME = re.compile(r"(?P<id>.+)_\d{6}_\d{6}")
 
@@ -340,7 +340,9 @@ def source_group(path: str) -> str:
     clip = PurePosixPath(path)
     ucf101 = _UCF101_NAME.fullmatch(clip.stem)
     if ucf101:
-        return ucf101["group"]
+        # Group numbers start anew in each class. (The folder HandstandPushups holds v_HandStand...)
+        in_its_class = ucf101["name"].lower() == clip.parent.name.lower()
+        return ucf101["group"] if in_its_class else f"{ucf101['name']}_{ucf101['group']}"
     source, is_hmdb51 = _HMDB51_TAIL.subn("", clip.stem)
     if is_hmdb51:
         return source.removesuffix(f"_{clip.parent.name}")

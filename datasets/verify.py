@@ -1,0 +1,63 @@
+"""Check that a prepared dataset is still what its manifest says; exit code 1 if it is not.
+
+    python datasets/verify.py out [--decode-all]
+
+Checked: every file is there and not empty, labels are in range, every class is on both sides of each
+split, no source is on two sides of a split within its class, and frame counts and sizes of decoded
+files equal the manifest's. Files with equal bytes are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ndavid.config import run_main
+from ndavid.data.verification import Verification, verify
+
+SHOWN = 20
+
+
+def main() -> None:
+    options = parse_options()
+    result = verify(
+        options.manifest,
+        num_decoded=None if options.decode_all else options.decode,
+        num_workers=options.workers,
+        progress=not options.quiet,
+    )
+    print(report(result))
+    sys.exit(1 if result.errors else 0)
+
+
+def report(result: Verification) -> str:
+    lines = [f"{result.num_clips} clips, {result.num_decoded} of them decoded to the end"]
+    lines += [f"  equal files: {' = '.join(paths)}" for paths in result.duplicates]
+    across = len(result.duplicates_across)
+    if across:
+        lines.append(f"  warning: {across} of these sets lie on both sides of a split")
+    lines += [f"  error: {error}" for error in result.errors[:SHOWN]]
+    if len(result.errors) > SHOWN:
+        lines.append(f"  ... and {len(result.errors) - SHOWN} more")
+    lines.append(f"{len(result.errors)} errors" if result.errors else "sound")
+    return "\n".join(lines)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("manifest", type=Path, help="manifest.csv, or the folder that holds it")
+    parser.add_argument("--decode", type=int, default=32, help="how many clips to decode (32)")
+    parser.add_argument("--decode-all", action="store_true", help="decode every clip")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,380 @@
+"""From a folder of videos and its split files to a manifest that everything later reads.
+
+Every listed file is decoded once from end to end (headers lie about frame counts), in parallel, and
+on request re-encoded to small H.264. Results go through a journal: a run that was stopped, in
+whatever way, goes on where it was. Nothing is dropped in silence: files that do not decode, that
+are listed but missing, or that are there but not listed, and sources on both sides of a split, each
+get a CSV in the output folder and a line in the summary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import av
+from tqdm import tqdm
+
+from ndavid.data.annotations import Annotations, Matches, list_videos, match_files
+from ndavid.data.decode import probe, verify_backend
+from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
+from ndavid.data.journal import Journal
+from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
+from ndavid.data.manifest import ClipRecord, Manifest
+from ndavid.data.workers import Crashed, run_all
+from ndavid.errors import DataError, DecodeError
+
+JOURNAL = "journal.jsonl"
+CLIPS = "clips"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What to do with each file.
+
+    Attributes:
+        short_side: re-encode to H.264 with this short side in pixels; None keeps the files.
+        gop, crf: of the re-encoding; frames a keyframe at most, and x264's quality.
+        verify_decord: find out, for each file, whether decord gives the reference's frames.
+    """
+
+    short_side: int | None = None
+    gop: int = 12
+    crf: int = 20
+    verify_decord: bool = False
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `prepare` did and found."""
+
+    manifest_path: Path
+    manifest: Manifest
+    bad: tuple[BadFile, ...]
+    missing: tuple[str, ...]
+    unlisted: tuple[str, ...]
+    leaks: tuple[Leak, ...]
+    num_reused: int
+    seconds: float
+
+
+def prepare(
+    annotations: Annotations,
+    videos: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    settings: PrepareSettings | None = None,
+    num_workers: int = 2,
+    progress: bool = True,
+) -> Preparation:
+    """Probe (and re-encode) the listed videos and write `output/manifest.csv` and the reports.
+
+    Without re-encoding the manifest's root is `videos`; with it, `output`, whose `clips/` holds the
+    new files. Running it again does only what is not done: a file counts as done while its size and
+    modification time, and the settings, are the same.
+
+    Raises:
+        DataError: no listed clip is there or decodes, or the output cannot be written.
+    """
+    started = time.monotonic()
+    settings = settings or PrepareSettings()
+    videos, output = Path(videos), Path(output)
+    matches = match_files(annotations.paths, list_videos(videos))
+    _check_any_match(annotations, matches, videos)
+    _make_folder(output)
+    tasks = _tasks(matches, videos, output, settings)
+    with Journal(output / JOURNAL) as journal:
+        todo = [task for task in tasks if not _is_done(task, journal.get(task.clip))]
+        _work_off(todo, journal, num_workers, done=len(tasks) - len(todo), progress=progress)
+        results = {task.clip: journal.get(task.clip) or {} for task in tasks}
+    bad = tuple(
+        BadFile(t.file, results[t.clip]["error"]) for t in tasks if "error" in results[t.clip]
+    )
+    root = output if settings.short_side else videos
+    records = _records(annotations, tasks, results, settings)
+    if not records:
+        raise DataError(videos, f"none of the {len(tasks)} listed files decodes; {bad[0].reason}")
+    manifest = Manifest(root, annotations.classes, records)
+    preparation = Preparation(
+        manifest_path=manifest.write(output / "manifest.csv"),
+        manifest=manifest,
+        bad=bad,
+        missing=matches.missing,
+        unlisted=matches.unlisted,
+        leaks=leaked_groups(manifest),
+        num_reused=len(tasks) - len(todo),
+        seconds=time.monotonic() - started,
+    )
+    _write_reports(preparation, settings, output)
+    return preparation
+
+
+def summary(preparation: Preparation) -> str:
+    """A few lines for a person: counts, splits, lengths, and what is wrong."""
+    manifest = preparation.manifest
+    lengths = [record.num_frames for record in manifest.records]
+    lines = [
+        f"{len(lengths)} clips of {len(manifest.classes)} classes -> {preparation.manifest_path} "
+        f"({preparation.seconds:.1f} s; {preparation.num_reused} were done before)",
+        f"  frames a clip: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
+    ]
+    for fold in range(1, manifest.num_folds + 1):
+        sides = Counter(record.splits[fold - 1] or "unused" for record in manifest.records)
+        parts = ", ".join(
+            f"{side} {sides[side]}" for side in ("train", "val", "test", "unused") if sides[side]
+        )
+        shared = len(sources_shared_by_classes(manifest, fold))
+        across = f"; {shared} sources on both sides in different classes" if shared else ""
+        lines.append(f"  fold {fold}: {parts}{across}")
+    lines += _problem_lines(
+        "bad files", "bad_files.csv", [f"{b.path}: {b.reason}" for b in preparation.bad]
+    )
+    lines += _problem_lines("listed but missing", "missing_files.csv", preparation.missing)
+    lines += _problem_lines("there but not listed", "unlisted_files.csv", preparation.unlisted)
+    lines += _problem_lines(
+        "leaked groups", "leaked_groups.csv", [str(leak) for leak in preparation.leaks]
+    )
+    return "\n".join(lines)
+
+
+# --- tasks, in this process -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One file's work, as sent to a worker."""
+
+    clip: str
+    file: str
+    source: str
+    target: str | None
+    settings: PrepareSettings
+
+
+def _tasks(matches: Matches, videos: Path, output: Path, settings: PrepareSettings) -> list[_Task]:
+    targets = _target_names(matches.files) if settings.short_side else {}
+    return [
+        _Task(
+            clip=clip,
+            file=file,
+            source=str(videos / file),
+            target=str(output / targets[clip]) if clip in targets else None,
+            settings=settings,
+        )
+        for clip, file in matches.files.items()
+    ]
+
+
+def _target_names(clips: Iterable[str]) -> dict[str, str]:
+    """`clips/<path>.mp4`; the suffix stays where two clips differ by nothing else."""
+    stems = {clip: str(PurePosixPath(clip).with_suffix("")) for clip in clips}
+    uses = Counter(stems.values())
+    return {
+        clip: f"{CLIPS}/{stem if uses[stem] == 1 else clip}.mp4" for clip, stem in stems.items()
+    }
+
+
+def _is_done(task: _Task, entry: Mapping[str, Any] | None) -> bool:
+    if entry is None or entry.get("identity") != _identity(task):
+        return False
+    if task.target is None or "error" in entry:
+        return True
+    try:
+        return os.stat(task.target).st_size == entry["target_bytes"]
+    except OSError:
+        return False
+
+
+def _identity(task: _Task) -> dict[str, Any]:
+    """What a result depends on: if none of it changed, the result stands."""
+    try:
+        status = os.stat(task.source)
+    except OSError:
+        return {}
+    return {
+        "file": task.file,
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "settings": asdict(task.settings),
+    }
+
+
+def _work_off(
+    todo: Sequence[_Task], journal: Journal, num_workers: int, *, done: int, progress: bool
+) -> None:
+    if not todo:
+        return
+    verb = "re-encoding" if todo[0].settings.short_side else "probing"
+    with tqdm(
+        total=done + len(todo), initial=done, desc=verb, unit="file", disable=not progress
+    ) as bar:
+        num_bad = 0
+        for task, result in run_all(_examine, todo, min(num_workers, len(todo))):
+            if isinstance(result, Crashed):
+                result = {"error": "the decoder crashed on it", "identity": _identity(task)}
+            journal.put(task.clip, result)
+            num_bad += "error" in result
+            bar.set_postfix(bad=num_bad, refresh=False)
+            bar.update()
+
+
+def _records(
+    annotations: Annotations,
+    tasks: Sequence[_Task],
+    results: Mapping[str, Mapping[str, Any]],
+    settings: PrepareSettings,
+) -> tuple[ClipRecord, ...]:
+    targets = _target_names(task.clip for task in tasks)
+    records = []
+    for task in tasks:
+        result = results[task.clip]
+        if "error" in result:
+            continue
+        records.append(
+            ClipRecord(
+                path=targets[task.clip] if settings.short_side else task.file,
+                label=annotations.label_of(task.clip),
+                group=annotations.group_of(task.clip),
+                num_frames=result["frames"],
+                fps=result["fps"],
+                width=result["width"],
+                height=result["height"],
+                splits=annotations.splits_of(task.clip),
+                decord_ok=result["decord_ok"],
+            )
+        )
+    return tuple(records)
+
+
+def _check_any_match(annotations: Annotations, matches: Matches, videos: Path) -> None:
+    if not matches.files:
+        example = annotations.paths[0] if annotations.paths else "nothing"
+        count = len(annotations.paths)
+        raise DataError(videos, f"none of the {count} listed clips is here (such as {example})")
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # What a killed run left half written.
+        for leftover in (output / CLIPS).rglob(".*.partial.mp4"):
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(output, f"cannot write there: {error.strerror}") from error
+
+
+# --- one file, in a worker ------------------------------------------------------------------------
+
+
+def _examine(task: _Task) -> dict[str, Any]:
+    """The journal's entry for one file: its facts, or why it is bad."""
+    identity = _identity(task)
+    try:
+        facts = _facts(task)
+    except (DecodeError, DataError) as error:
+        return {"identity": identity, "error": error.reason}
+    except (OSError, av.error.FFmpegError) as error:
+        # Not the file's fault: a full disk, a folder that may not be written. It stops the run.
+        raise DataError(task.target or task.source, f"{type(error).__name__}: {error}") from None
+    return {"identity": identity, **facts}
+
+
+def _facts(task: _Task) -> dict[str, Any]:
+    settings = task.settings
+    if task.target is None or settings.short_side is None:
+        info = probe(task.source)
+        facts = {
+            "frames": info.num_frames,
+            "fps": info.fps or FALLBACK_FPS,
+            "width": info.width,
+            "height": info.height,
+        }
+    else:
+        encode = EncodeSettings(gop=settings.gop, crf=settings.crf)
+        video = reencode(task.source, task.target, short_side=settings.short_side, settings=encode)
+        facts = {
+            "frames": video.num_frames,
+            "fps": video.fps,
+            "width": video.width,
+            "height": video.height,
+            "target_bytes": os.stat(task.target).st_size,
+        }
+    decord_ok = (
+        verify_backend(task.target or task.source, "decord") if settings.verify_decord else None
+    )
+    return {**facts, "fps": round(facts["fps"], 6), "decord_ok": decord_ok}
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def _write_reports(done: Preparation, settings: PrepareSettings, output: Path) -> None:
+    _write_csv(output / "bad_files.csv", ("path", "reason"), ((b.path, b.reason) for b in done.bad))
+    _write_csv(output / "missing_files.csv", ("path",), ((path,) for path in done.missing))
+    _write_csv(output / "unlisted_files.csv", ("path",), ((path,) for path in done.unlisted))
+    sides = ("train", "val", "test")
+    rows = (
+        (leak.fold, leak.class_name, leak.group, *(dict(leak.counts).get(s, 0) for s in sides))
+        for leak in done.leaks
+    )
+    _write_csv(output / "leaked_groups.csv", ("fold", "class", "group", *sides), rows)
+    facts = {
+        "settings": asdict(settings),
+        "clips": len(done.manifest.records),
+        "classes": len(done.manifest.classes),
+        "folds": done.manifest.num_folds,
+        "bad": len(done.bad),
+        "missing": len(done.missing),
+        "unlisted": len(done.unlisted),
+        "leaked_groups": len(done.leaks),
+        "pyav": av.__version__,
+        "ffmpeg": av.ffmpeg_version_info,
+    }
+    _write_text(output / "prepare.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    _write_text(path, text.getvalue())
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(path, f"cannot write it: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _problem_lines(title: str, report: str, problems: Sequence[str]) -> list[str]:
+    lines = [f"  {title}: {len(problems)}" + (f" (all in {report})" if problems else "")]
+    lines += [f"    {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"    ... and {len(problems) - SHOWN} more")
+    return lines

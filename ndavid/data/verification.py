@@ -1,0 +1,178 @@
+"""Is a prepared dataset still what its manifest says?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ndavid.data.decode import probe
+from ndavid.data.leaks import leaked_groups
+from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
+from ndavid.data.workers import Crashed, run_all
+from ndavid.errors import DataError, DecodeError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check found.
+
+    Attributes:
+        errors: what makes the set unusable as it stands; one line each.
+        duplicates: paths of files with the same bytes, a tuple a set of copies.
+        duplicates_across: those of them that lie on both sides of some fold.
+        num_clips, num_decoded: how many clips there are, and how many were decoded to the end.
+    """
+
+    errors: tuple[str, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+    duplicates_across: tuple[tuple[str, ...], ...]
+    num_clips: int
+    num_decoded: int
+
+
+def verify(
+    manifest: str | os.PathLike[str],
+    *,
+    num_decoded: int | None = 32,
+    num_workers: int = 2,
+    progress: bool = True,
+) -> Verification:
+    """Check files, labels, splits and groups of a prepared set, and decode some or all of it.
+
+    Args:
+        manifest: the CSV, or the folder that holds it.
+        num_decoded: how many clips, spread over the manifest, to decode to the end and compare
+            with their row (frames and size); None for all.
+        num_workers: processes; 0 for this one.
+        progress: show a bar.
+
+    Raises:
+        DataError: the manifest itself cannot be read.
+    """
+    contents = read_manifest(manifest)
+    present = [record for record in contents.records if _size(contents, record) > 0]
+    chosen = _spread(present, num_decoded)
+    duplicates = _duplicates(contents, present)
+    errors = [
+        *_file_errors(contents),
+        *_label_errors(contents),
+        *(f"leaked group: {leak}" for leak in leaked_groups(contents)),
+        *_decoding_errors(contents, chosen, num_workers, progress),
+    ]
+    return Verification(
+        errors=tuple(errors),
+        duplicates=duplicates,
+        duplicates_across=tuple(s for s in duplicates if _lie_across(contents, s)),
+        num_clips=len(contents.records),
+        num_decoded=len(chosen),
+    )
+
+
+def _file_errors(manifest: Manifest) -> list[str]:
+    errors = []
+    for record in manifest.records:
+        size = _size(manifest, record)
+        if size <= 0:
+            errors.append(f"{record.path}: {'no such file' if size < 0 else 'is empty'}")
+    return errors
+
+
+def _label_errors(manifest: Manifest) -> list[str]:
+    num_classes = len(manifest.classes)
+    errors = [
+        f"{record.path}: label {record.label} is not one of {num_classes} classes"
+        for record in manifest.records
+        if not -1 <= record.label < num_classes
+    ]
+    for fold in range(1, manifest.num_folds + 1):
+        for side in ("train", "test"):
+            records = manifest.select(side, fold)
+            absent = set(range(num_classes)) - {record.label for record in records}
+            # A set without a test side, or a list of unlabelled clips, is not a defect.
+            if records and any(record.label >= 0 for record in records):
+                names = (manifest.classes[label] for label in sorted(absent))
+                errors += [f"fold {fold}: class {name!r} has no clip in {side}" for name in names]
+    return errors
+
+
+def _decoding_errors(
+    manifest: Manifest, records: Sequence[ClipRecord], num_workers: int, progress: bool
+) -> list[str]:
+    items = [(str(manifest.root / record.path), record) for record in records]
+    errors = []
+    with tqdm(total=len(items), desc="decoding", unit="file", disable=not progress) as bar:
+        for (_, record), problem in run_all(_decoding_error, items, min(num_workers, len(items))):
+            if isinstance(problem, Crashed):
+                problem = "the decoder crashed on it"
+            if problem:
+                errors.append(f"{record.path}: {problem}")
+            bar.update()
+    return sorted(errors)
+
+
+def _decoding_error(item: tuple[str, ClipRecord]) -> str:
+    """Why a file is not what its row says, "" if it is."""
+    path, record = item
+    try:
+        info = probe(path)
+    except DecodeError as error:
+        return error.reason
+    found = (info.num_frames, info.width, info.height)
+    expected = (record.num_frames, record.width, record.height)
+    if found != expected:
+        return "holds {} frames of {}x{}, the manifest says {} of {}x{}".format(*found, *expected)
+    return ""
+
+
+def _spread(records: Sequence[ClipRecord], count: int | None) -> list[ClipRecord]:
+    """`count` records evenly over the list (which goes by class), or all."""
+    if count is None or count >= len(records):
+        return list(records)
+    return [records[index * len(records) // count] for index in range(count)]
+
+
+def _duplicates(manifest: Manifest, records: Iterable[ClipRecord]) -> tuple[tuple[str, ...], ...]:
+    """Sets of files with equal bytes. Only files of equal size are read."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for record in records:
+        by_size[_size(manifest, record)].append(record.path)
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for paths in by_size.values():
+        for path in paths if len(paths) > 1 else ():
+            by_digest[file_sha256(manifest.root / path)].append(path)
+    return tuple(sorted(tuple(sorted(paths)) for paths in by_digest.values() if len(paths) > 1))
+
+
+def _lie_across(manifest: Manifest, paths: Sequence[str]) -> bool:
+    splits = [record.splits for record in manifest.records if record.path in paths]
+    return any(len(set(sides) - {""}) > 1 for sides in zip(*splits, strict=True))
+
+
+def _size(manifest: Manifest, record: ClipRecord) -> int:
+    """Bytes, or -1 where there is no file."""
+    try:
+        return (manifest.root / record.path).stat().st_size
+    except OSError:
+        return -1
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(path, f"cannot read it: {error.strerror}") from error
+    return digest.hexdigest()
