@@ -122,9 +122,12 @@ def _break_once(
     operation: NegativeAugmentation, clips: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One draw: the broken clips, their changed mask (B, T, H, W) and partners (B,)."""
-    params = operation.flag(clips, operation.sample(clips.shape, generator))
-    mask = operation.changed_mask(params, clips.shape).to(clips.device)
-    return operation.apply(clips, params), mask, _partner(params, len(clips)).to(clips.device)
+    # Pixels are no activations: autocast would round what an operation computes, such as a mean.
+    with torch.autocast(clips.device.type, enabled=False):
+        params = operation.flag(clips, operation.sample(clips.shape, generator))
+        mask = operation.changed_mask(params, clips.shape).to(clips.device)
+        broken = operation.apply(clips, params)
+    return broken, mask, _partner(params, len(clips)).to(clips.device)
 
 
 def _partner(params: Params, batch: int) -> Tensor:
