@@ -12,7 +12,6 @@ numbers made that way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,7 +27,7 @@ from ndavid.nda.base import (
     mask_shape,
     num_frames,
 )
-from ndavid.nda.boxes import blend, box_weights, draw_origins, mask_of
+from ndavid.nda.boxes import box_mask, box_weights, paste_box_, scaled_frames
 from ndavid.nda.cells import CellGrid, cells_to_pixels, fitted_shape, move_cells
 
 
@@ -172,41 +171,32 @@ class CutMix(_Mixing):
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError("cut_mix: beta must be positive")
-        if not 0 < self.min_area < self.max_area < 1:
-            raise ValueError("cut_mix: needs 0 < min_area < max_area < 1")
+        if not 0 < self.min_area <= self.max_area < 1:
+            raise ValueError("cut_mix: needs 0 < min_area <= max_area < 1")
 
     def check(self, shape: tuple[int, ...]) -> None:
         super().check(shape)
-        if (self.max_area - self.min_area) * min(shape[-2:]) < 1:
+        if not len(scaled_frames((shape[-2], shape[-1]), self.min_area, self.max_area)):
             raise ShapeError(
-                f"cut_mix: frames of {shape[-2]}x{shape[-1]} hold no box for every area between "
-                f"{self.min_area:g} and {self.max_area:g}; widen the bounds"
+                f"cut_mix: no box of whole pixels covers {self.min_area:g} to {self.max_area:g} of "
+                f"{shape[-2]}x{shape[-1]} pixels; widen min_area and max_area"
             )
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Params:
-        height, width = shape[-2:]
         frames = num_frames(shape) if self.per_frame else 1
+        sizes = scaled_frames((shape[-2], shape[-1]), self.min_area, self.max_area)
         area = _beta(shape[0] * frames, self.beta, generator)
-        area = area.mul_(self.max_area - self.min_area).add_(self.min_area)
-        # Height first, by the aspect ratio; then the width that gives the area within the bounds.
-        # (max - min) * W >= 1 leaves at least one whole width, and h >= min * H keeps it <= W.
-        tall = (area.sqrt() * height).round_().clamp_(math.ceil(self.min_area * height), height)
-        pixels = height * width
-        narrowest = (self.min_area * pixels / tall - 1e-9).ceil_()
-        widest = (self.max_area * pixels / tall + 1e-9).floor_().clamp_(max=width)
-        wide = (area * pixels / tall).round_().clamp_(narrowest, widest)
-        sides = torch.stack((tall, wide), -1).view(shape[0], frames, 2).long()
-        origin = draw_origins(sides, (height, width), generator)
-        box = torch.cat((origin, origin + sides), -1)
+        area = self.min_area + (self.max_area - self.min_area) * area
+        box = sizes.place(sizes.nearest(area).view(shape[0], frames), generator)
         return {"partner": self._partners(shape[0], generator, self.legacy), "box": box}
 
     def _apply(self, x: Tensor, params: Params) -> Tensor:
         other = x.index_select(0, params["partner"])
-        return blend(other, x, box_weights(params["box"], x.shape))
+        return paste_box_(x, other, box_weights(params["box"], x.shape))
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         changed = self._has_partner(params).view(-1, *[1] * (len(shape) - 2))
-        return mask_of(params["box"], shape) & changed
+        return box_mask(params["box"], shape) & changed
 
 
 @dataclass(frozen=True)

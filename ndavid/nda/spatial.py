@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ndavid.nda.base import (
     mask_shape,
     num_frames,
 )
-from ndavid.nda.boxes import blend, box_weights, draw_origins, mask_of
+from ndavid.nda.boxes import box_mask, box_weights, fill_box, squares
 from ndavid.nda.cells import CellGrid, cells_to_pixels, crop_to, fitted_shape, move_cells, pair
 
 
@@ -146,30 +146,29 @@ class Cutout(NegativeAugmentation):
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Params:
         frames = num_frames(shape) if self.per_frame else 1
         low, high = _sides(self.name, shape, self.min_side, self.max_side)
-        side = torch.randint(low, high + 1, (shape[0], frames, 1), generator=generator)
-        side = side.expand(-1, -1, 2)
-        origin = draw_origins(side, shape[-2:], generator)
-        params = {"box": torch.cat((origin, origin + side), -1)}
+        sizes = squares((shape[-2], shape[-1]), low, high)
+        index = torch.randint(len(sizes), (shape[0], frames), generator=generator)
+        params = {"box": sizes.place(index, generator)}
         if self.fill == "noise":
             size = (shape[0], shape[1], frames, high, high)
             params["noise"] = torch.randn(size, generator=generator)
         return params
 
     def _apply(self, x: Tensor, params: Params) -> Tensor:
-        inside = box_weights(params["box"], x.shape)
+        box = params["box"]
+        inside = box_weights(box, x.shape)
         if self.fill == "zero":
-            return blend(x.new_zeros(()), x, inside)
-        values = x if x.is_floating_point() and x.dtype.itemsize > 2 else x.float()
-        mean = _box_mean(values, params["box"], inside)
+            return fill_box(x, x.new_zeros(()), inside)
+        values = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        mean = _box_mean(values, box, inside)
         if self.fill == "mean":
-            return blend(_like(mean, x), x, inside)
-        spread = (values - mean).square_()
-        deviation = _box_mean(spread, params["box"], inside).sqrt()
+            return fill_box(x, _like(mean, x), inside)
+        deviation = _box_mean((values - mean).square_(), box, inside).sqrt()
         noise = _tiled(params["noise"], x.shape)
-        return blend(_like(mean + deviation * noise, x), x, inside)
+        return fill_box(x, _like(mean + deviation * noise, x), inside)
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
-        return mask_of(params["box"], shape)
+        return box_mask(params["box"], shape)
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,8 @@ class PatchResample(NegativeAugmentation):
         tile as ``top * W + left``, tiles row by row, more than needed where the side is large.
 
     Differences from the paper: no tile shows its own place, so every pixel comes from elsewhere.
+    Sides are multiples of a unit, the largest divisor of the width that is not above the smallest
+    side (16 on 224: sides 16, 32, 48, 64), so that whole runs of pixels move at once.
     """
 
     name: ClassVar[str] = "patch_resample"
@@ -204,50 +205,74 @@ class PatchResample(NegativeAugmentation):
 
     def check(self, shape: tuple[int, ...]) -> None:
         super().check(shape)
-        _sides(self.name, shape, self.min_side, self.max_side)
-        if min(shape[-2:]) < 2:
-            raise ShapeError("patch_resample: needs frames of at least 2x2 pixels")
+        self._tiling(shape)
+
+    def _tiling(self, shape: Sequence[int]) -> _Tiling:
+        height, width = shape[-2:]
+        low, high = _sides(self.name, shape, self.min_side, self.max_side)
+        unit = next(size for size in range(low, 0, -1) if width % size == 0)
+        low, high = -(-low // unit), high // unit
+        if low > high or high * unit >= min(height, width):
+            raise ShapeError(
+                f"patch_resample: frames of {height}x{width} have no patch side between "
+                f"{self.min_side:g} and {self.max_side:g} of the shorter side that is a multiple "
+                f"of {unit} pixels; widen min_side and max_side, or resize the input"
+            )
+        return _Tiling(unit, low, high, -(-height // (low * unit)), -(-width // (low * unit)))
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Params:
         frames = num_frames(shape) if self.per_frame else 1
         height, width = shape[-2:]
-        low, high = _sides(self.name, shape, self.min_side, self.max_side)
-        side = torch.randint(low, high + 1, (shape[0],), generator=generator)
-        tiles_down, tiles_across = -(-height // low), -(-width // low)
-        corner = side.view(-1, 1, 1, 1)
-        own_top = torch.arange(tiles_down).view(-1, 1) * corner
-        own_left = torch.arange(tiles_across) * corner
-        # Positions a patch of this side may come from, and the tile's own one if it is among them.
-        tops, lefts = height - corner + 1, width - corner + 1
+        tiling = self._tiling(shape)
+        side = torch.randint(tiling.low, tiling.high + 1, (shape[0],), generator=generator)
+        side = side * tiling.unit
+        pixels = side.view(-1, 1, 1, 1)
+        own_top = torch.arange(tiling.down).view(-1, 1) * pixels
+        own_left = torch.arange(tiling.across) * pixels
+        # Places a patch of this side may come from, without the tile's own one if it is among them.
+        tops, lefts = height + 1 - pixels, width + 1 - pixels
         has_own = (own_top < tops) & (own_left < lefts)
-        own = own_top * lefts + own_left
-        size = (shape[0], frames, tiles_down, tiles_across)
-        u = torch.rand(size, dtype=torch.float64, generator=generator)
-        position = (u * (tops * lefts - has_own.long())).long()
-        position += has_own & (position >= own)
-        origin = position // lefts * width + position % lefts
+        u = torch.rand(
+            (shape[0], frames, tiling.down, tiling.across),
+            dtype=torch.float64,
+            generator=generator,
+        )
+        place = (u * (tops * lefts - has_own.long())).long()
+        place += has_own & (place >= own_top * lefts + own_left)
+        origin = place // lefts * width + place % lefts
         return {"side": side, "origin": origin.flatten(2)}
 
     def _apply(self, x: Tensor, params: Params) -> Tensor:
         batch, (height, width) = x.shape[0], x.shape[-2:]
+        tiling = self._tiling(x.shape)
         side, origin = params["side"].view(-1, 1, 1, 1), params["origin"]
         frames = origin.shape[1]
-        low, _ = _sides(self.name, x.shape, self.min_side, self.max_side)
-        tiles_down, tiles_across = -(-height // low), -(-width // low)
-        origin = origin.view(batch, frames, tiles_down, tiles_across)
-        # Spread columns first, on one row a tile, then rows: all but the last step stay small.
-        column = torch.arange(width, device=x.device)
-        across = (column // side).expand(batch, frames, tiles_down, width)
+        origin = origin.view(batch, frames, tiling.down, tiling.across)
+        # Where each run of ``unit`` pixels comes from: along a row of tiles, then down the frame.
+        column = torch.arange(0, width, tiling.unit, device=x.device)
+        across = (column // side).expand(batch, frames, tiling.down, len(column))
         strips = origin.gather(3, across) + column % side
         row = torch.arange(height, device=x.device).view(-1, 1)
-        down = (row // side).expand(batch, frames, height, width)
-        index = strips.gather(2, down).add_(row % side * width)
-        index = index.view(batch, 1, -1, height * width) if is_clip(x.shape) else index.flatten(2)
-        pixels = x.flatten(-2)
-        return pixels.gather(-1, index.expand_as(pixels)).view(x.shape)
+        down = (row // side).expand(batch, frames, height, len(column))
+        runs = strips.gather(2, down).add_(row % side * width)
+        planes = torch.arange(0, x.numel(), height * width, device=x.device)
+        planes = planes.view(batch, x.shape[1], -1, 1)
+        starts = runs.view(batch, 1, frames, -1) + planes
+        windows = x.reshape(-1).unfold(0, tiling.unit, 1)
+        return windows.index_select(0, starts.view(-1)).view(x.shape)
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         return torch.ones(mask_shape(shape), dtype=torch.bool, device=params["side"].device)
+
+
+class _Tiling(NamedTuple):
+    """How PatchResample cuts a frame: sides are ``unit`` times ``low`` to ``high``."""
+
+    unit: int  # pixels
+    low: int
+    high: int
+    down: int  # tiles, at the smallest side
+    across: int
 
 
 def _sides(name: str, shape: Sequence[int], low: float, high: float) -> tuple[int, int]:
@@ -266,14 +291,11 @@ def _sides(name: str, shape: Sequence[int], low: float, high: float) -> tuple[in
 def _box_mean(values: Tensor, box: Tensor, inside: Tensor) -> Tensor:
     """Mean of each frame's box: ``(B, C, 1, 1)`` or ``(B, C, T, 1, 1)``."""
     batch, frames = box.shape[:2]
-    area = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])).view(batch, 1, frames)
-    if frames == 1:
-        pixels = values.reshape(batch, -1, inside.shape[-2] * inside.shape[-1])
-        total = pixels.bmm(inside.to(values.dtype).reshape(batch, -1, 1))
-    else:
-        total = torch.einsum("bcthw,bthw->bct", values, inside.to(values.dtype)[:, 0])
-        area = area.expand(batch, values.shape[1], frames)
-    return (total.view(batch, -1, 1) / area.reshape(batch, -1, 1)).view(*values.shape[:-2], 1, 1)
+    area = (box[..., 2:] - box[..., :2]).prod(-1)
+    total = (values * inside.to(values.dtype)).sum((-2, -1))
+    if is_clip(values.shape):
+        area = area.view(batch, 1, frames)
+    return (total / area)[..., None, None]
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
