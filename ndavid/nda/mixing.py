@@ -240,9 +240,9 @@ class TemporalStitch(_Mixing):
 
 
 def _quarters(axis: Tensor) -> Tensor:
-    """Which quarters of the frame are replaced: the lower two, or the right two: 0 or 1."""
-    lower_or_right = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]], device=axis.device)
-    return lower_or_right[axis]
+    """1 for the quarters that are replaced (axis 0: the lower, 1: the right two), else 0."""
+    # Quarters count 00, 01, 10, 11: the first bit says lower, the second right.
+    return (torch.arange(4, device=axis.device) >> (1 - axis.unsqueeze(-1))) & 1
 
 
 def _beta(count: int, concentration: float, generator: torch.Generator) -> Tensor:
