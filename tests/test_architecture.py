@@ -22,7 +22,7 @@ ALLOWED = {
     "losses": COMMON,
     "methods": COMMON | {"nda", "models", "losses"},
     "engine": COMMON | {"config"},
-    "evaluation": COMMON | {"config", "data", "models", "losses", "engine"},
+    "evaluation": COMMON | {"config", "data", "models", "losses", "methods", "engine"},
     "cli": {"errors", "config", "nda", "data"},
 }
 

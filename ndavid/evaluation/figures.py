@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ INK = "#22272e"
 FAINT = "#8a929c"
 GRID = "#e4e7eb"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,
@@ -116,7 +117,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, tuple[list[float], list[floa
         return _svg(figure)
 
 
-def _draw_curve(axes, steps: list[float], values: list[float], colour: str) -> None:  # type: ignore[no-untyped-def]
+def _draw_curve(axes: Any, steps: list[float], values: list[float], colour: str) -> None:
     x, y = np.asarray(steps, float), np.asarray(values, float)
     keep = np.isfinite(y)
     x, y = x[keep], y[keep]
@@ -171,8 +172,10 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> bytes:
                     fontsize=8,
                     color="white" if share[row, column] > 0.5 else INK,
                 )
-        bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03, format=PercentFormatter(1))
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar: Any = figure.colorbar(
+            image, ax=axes, fraction=0.04, pad=0.03, format=PercentFormatter(1)
+        )
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8)
         return _svg(figure)
 

@@ -1,6 +1,6 @@
 """What an evaluation returns: numbers with intervals, and everything needed to question them.
 
-A number on action recognition moves by 5 to 8 points with the protocol alone (METHOD 3.2 lists the
+A number on action recognition moves by 5 to 8 points with the protocol alone (one study lists the
 same weights at 78.7 and 84.9), so a Result never travels without its Protocol, the digest of the
 weights it measured and the versions it ran on. One Result is one JSON file.
 """
@@ -11,15 +11,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import Metric, mean_of_independent
@@ -28,15 +23,13 @@ SCHEMA_VERSION = 1
 
 ProtocolName = Literal["full", "paper_compat"]
 
-_VERSIONED = ("ndavid", "torch", "torchvision", "timm", "accelerate", "av", "scikit-learn")
-
 
 @dataclass(kw_only=True)
 class Protocol:
     """How the numbers were measured.
 
     Attributes:
-        name: ``full``, or ``paper_compat`` for the questionable one of METHOD 1.5.
+        name: ``full``, or ``paper_compat`` for the questionable one (``paper_compat.py``).
         manifest: File name of the manifest that defined the splits.
         split: The split measured, e.g. ``test``.
         folds: Official folds measured, 1-based.
@@ -83,10 +76,10 @@ class Result:
         metrics: Value, n and 95% interval by name; fractions, not per cent.
         protocol: How.
         chance: Expected top-1 of guessing among the classes, or None where it has no meaning.
-        checkpoint: ``{"path": ..., "sha256": ...}`` of the evaluated weights; empty for random ones.
+        checkpoint: ``path`` and ``sha256`` of the pretrained weights; empty for random ones.
         seed: The run's seed.
         seconds: Wall time of the whole evaluation.
-        environment: Versions and device (``environment()``).
+        environment: Versions, device, commit (``engine.environment.describe``).
         config: The resolved config.
         details: Task-specific tables: confusion matrix, per-class accuracy, neighbours, folds.
         schema: Version of this layout.
@@ -99,7 +92,7 @@ class Result:
     checkpoint: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
@@ -185,22 +178,6 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
             ]
         },
     )
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Returns the versions and the device that a number depends on, as strings."""
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    versions["platform"] = f"{sys.platform} {platform.machine()}"
-    if device.type == "cuda":
-        versions["device"] = torch.cuda.get_device_name(device)
-    else:
-        versions["device"] = f"{device.type} ({torch.get_num_threads()} threads)"
-    return versions
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of an experiment: numbers with intervals, protocol, curves, pictures.
+"""One self-contained HTML page of an experiment: numbers, protocol, curves, pictures.
 
 The page embeds every figure and needs no network, so it can be mailed or archived beside the
 ``result.json`` files it was made from.
@@ -7,6 +7,7 @@ The page embeds every figure and needs no network, so it can be mailed or archiv
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,9 @@ import jinja2
 import torch
 import yaml
 
+from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
+from ndavid.data.manifest import read_manifest
 from ndavid.errors import DataError
 from ndavid.evaluation.figures import (
     accuracy_figure,
@@ -29,10 +32,13 @@ from ndavid.evaluation.figures import (
     frame_strip,
 )
 from ndavid.evaluation.intervals import Metric
-from ndavid.evaluation.protocol import Result, load_result
+from ndavid.evaluation.protocol import Result
+
+RESULT_FILE = "result.json"
+REPORT_FILE = "report.html"
 
 _MAX_PER_CLASS_OPEN = 30
-_HIDDEN_CURVES = {"step", "epoch", "time", "seconds", "timestamp", "wall_time", "samples"}
+_NOT_DRAWN = {"step", "epoch", "time", "seconds_data", "seconds_compute", "samples_per_s"}
 
 
 @dataclass(kw_only=True)
@@ -122,30 +128,32 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
     return target
 
 
-def report_of_result(
-    result_path: str | os.PathLike[str], *, videos: Path | None = None, backend: str = "pyav"
-) -> Path:
-    """Writes ``report.html`` beside a ``result.json``, with the curves of the runs beside it.
+def write_outputs(
+    result: Result, config: Any, output: str | os.PathLike[str], manifest: str
+) -> Result:
+    """Writes ``result.json`` and ``report.html`` into ``output`` on rank 0; returns the result.
 
     Args:
-        result_path: The ``result.json``; ``fold_*/metrics.jsonl`` next to it become curves.
-        videos: Folder the neighbours' paths start from.
-        backend: Decoder for their frames.
+        result: Gets the resolved config.
+        config: The evaluator's config dataclass.
+        output: Folder; runs inside it (``fold_1/metrics.jsonl``) become curves.
+        manifest: Where the videos of retrieved neighbours are.
     """
-    path = Path(result_path)
-    result = load_result(path)
-    runs = {
-        run.parent.name.replace("_", " "): run
-        for run in sorted(path.parent.glob("*/metrics.jsonl"))
-    }
+    result.config = dataclasses.asdict(config)
+    if rank() != 0:
+        return result
+    folder = Path(output)
+    result.save(folder / RESULT_FILE)
+    runs = {path.parent.name: path for path in sorted(folder.glob("*/metrics.jsonl"))}
+    dataset = Path(result.protocol.manifest).parent.name
     report = Report(
-        title=f"{result.task}: {result.protocol.manifest or path.parent.name}",
+        title=f"{result.task.replace('_', ' ')} on {dataset}",
         rows=[ReportRow(name=result.task, result=result)],
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
-        videos=videos,
-        backend=backend,
+        videos=read_manifest(manifest).root,
     )
-    return write_report(report, path.with_name("report.html"))
+    write_report(report, folder / REPORT_FILE)
+    return result
 
 
 def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
@@ -185,7 +193,9 @@ def _picture_url(picture: Picture) -> str:
         try:
             data = data.read_bytes()
         except OSError as error:
-            raise DataError(data, f"cannot read the picture: {error.strerror}") from error
+            raise DataError(
+                str(picture.image), f"cannot read the picture: {error.strerror}"
+            ) from error
     for magic, kind in ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"<", "svg+xml")):
         if data.startswith(magic):
             return _url(data, kind)
@@ -271,7 +281,7 @@ def _curves_image(group: CurveGroup) -> str:
     for name, path in group.runs.items():
         for entry in read_metrics(path):
             for key, value in entry.items():
-                if key in _HIDDEN_CURVES or (group.keys and key not in group.keys):
+                if key in _NOT_DRAWN or (group.keys and key not in group.keys):
                     continue
                 steps, values = panels.setdefault(key, {}).setdefault(name, ([], []))
                 steps.append(entry["step"])
@@ -310,9 +320,20 @@ def _evaluation(row: ReportRow, report: Report) -> dict[str, Any]:
             for fold in details.get("folds", [])
         ],
         "neighbours": _neighbours(details.get("neighbours", []), report),
-        "environment": result.environment,
+        "environment": _flat(result.environment),
         "config": yaml.safe_dump(result.config, sort_keys=False) if result.config else "",
     }
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dicts as one level with dotted names."""
+    rows: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows[prefix + key] = " ".join(value) if isinstance(value, list) else str(value)
+    return rows
 
 
 def _protocol_rows(result: Result) -> list[tuple[str, str]]:

@@ -1,0 +1,25 @@
+"""Fine-tune a pretrained encoder for action recognition, or train it from scratch, and test it.
+
+    python eval/finetune.py --config eval/configs/ucf101_finetune.yaml \\
+        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-finetune
+
+Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ndavid.config import parse, run_main
+from ndavid.evaluation.finetune import FinetuneConfig, run
+
+
+def main() -> None:
+    config = parse(FinetuneConfig, sys.argv[1:], description=__doc__ or "")
+    result = run(config)
+    print(f"{result.summary()}\n{Path(config.output) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,25 @@
+"""Nearest-neighbour retrieval with a pretrained encoder, R@k.
+
+    python eval/retrieval.py --config eval/configs/ucf101_retrieval.yaml \\
+        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-retrieval
+
+Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ndavid.config import parse, run_main
+from ndavid.evaluation.retrieval import RetrievalConfig, run
+
+
+def main() -> None:
+    config = parse(RetrievalConfig, sys.argv[1:], description=__doc__ or "")
+    result = run(config)
+    print(f"{result.summary()}\n{Path(config.output) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,213 @@
+"""From a checkpoint to a classifier whose encoder provably holds it.
+
+A "pretrained" model whose keys did not match trains from random weights without a word; released
+weights that end 20 points low have been just that (SlowFast issue 554). Here the loaded tensors are
+compared with those in the file, the comparison is printed and stored in the Result, and under 95%
+is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ndavid.collectives import rank
+from ndavid.engine import checkpoint as engine_checkpoint
+from ndavid.engine.rng import seeded
+from ndavid.errors import CheckpointError, ConfigError
+from ndavid.evaluation.protocol import file_digest
+from ndavid.evaluation.views import ViewsConfig
+from ndavid.models.batchnorm import has_running_stats
+from ndavid.models.classifier import DpcClassifier, EncoderClassifier
+from ndavid.models.dpc import DpcConfig
+from ndavid.models.encoder_base import Encoder
+from ndavid.models.encoders import build_encoder
+from ndavid.models.release import KeyReport, load_dpc, load_encoder
+from ndavid.models.state_files import read_state_dict
+
+MIN_FRACTION = 0.95
+WEIGHTS_FILE = "model.safetensors"
+
+Classifier = DpcClassifier | EncoderClassifier
+
+
+@dataclass(kw_only=True)
+class ClassifierConfig:
+    """Encoder and head of the evaluated model."""
+
+    encoder: str = ""
+    """name as build_encoder takes it; empty: as the checkpoint says"""
+    head: Literal["dpc", "pool"] = "dpc"
+    """dpc: blocks -> encoder -> GRU (both from the checkpoint); pool: encoder -> global mean"""
+    norm: Literal["none", "bn"] = "none"
+    """batch norm before the linear layer of a pool head; a dpc head always has one"""
+    dropout: float = 0.5
+    """before the linear layer; DPC's 0.5, though 0.9 does better on UCF101 (MemDPC issue 5)"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must be in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A classifier with a fresh head, and where the rest of it comes from.
+
+    Attributes:
+        classifier: DpcClassifier or EncoderClassifier.
+        encoder: The encoder's name.
+        source: Path and SHA-256 of the weights; empty for random ones.
+        key_report: Which tensors of the encoder are those of the file; empty for random ones.
+        notes: What a reader of the numbers must know about the weights.
+    """
+
+    classifier: Classifier
+    encoder: str
+    source: dict[str, str] = field(default_factory=dict)
+    key_report: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load_classifier(
+    checkpoint: str,
+    config: ClassifierConfig,
+    views: ViewsConfig,
+    num_classes: int,
+    *,
+    seed: int,
+) -> Pretrained:
+    """Returns a classifier with the encoder of ``checkpoint``, or a random one where it is empty.
+
+    Args:
+        checkpoint: A run's folder, one of its ``checkpoints/step_N``, a folder of
+            ``save_pretrained``, or a file of the original DPC.
+        config: Encoder and head.
+        views: Their blocks are what a dpc head is run on.
+        num_classes: Outputs of the head.
+        seed: Draws what is not in the checkpoint.
+
+    Raises:
+        CheckpointError: If it is not a checkpoint, holds another encoder than asked for, or under
+            95% of the encoder's tensors are those of the file.
+        ConfigError: If a random encoder is asked for without a name, or a dpc head without blocks.
+    """
+    if config.head == "dpc" and views.sampling != "blocks":
+        raise ConfigError("model.head: dpc reads blocks; set views.sampling: blocks, or head: pool")
+    with seeded(seed, "init"):
+        if not checkpoint:
+            return _random(config, views, num_classes)
+        return _from_file(locate(checkpoint), config, views, num_classes)
+
+
+def locate(checkpoint: str) -> Path:
+    """Returns the file or folder to read: of a run, its newest checkpoint, digests verified.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+    """
+    path = Path(checkpoint)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    of_a_run = (path / engine_checkpoint.FOLDER).is_dir()
+    if of_a_run or (path / engine_checkpoint.COMPLETE_FILE).exists():
+        return engine_checkpoint.resolve(path)
+    return path
+
+
+def compare_with_file(module: nn.Module, stored: Mapping[str, Tensor]) -> KeyReport:
+    """Returns which of the module's tensors are, value for value, in ``stored`` under their name.
+
+    A tensor is looked for under every key that ends with its name, so that prefixes (``module.``,
+    ``dpc.encoder.``, ``backbone.``) do not matter. Counters of batch norm are not counted.
+    """
+    matched: list[str] = []
+    missing: list[str] = []
+    different: list[str] = []
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        found = [stored[key] for key in stored if key == name or key.endswith("." + name)]
+        same = any(other.shape == tensor.shape and torch.equal(other, tensor) for other in found)
+        (matched if same else different if found else missing).append(name)
+    used = tuple(matched)
+    unexpected = [
+        key for key in stored if not any(key == name or key.endswith("." + name) for name in used)
+    ]
+    return KeyReport(used, tuple(missing), tuple(unexpected), tuple(different))
+
+
+def _random(config: ClassifierConfig, views: ViewsConfig, num_classes: int) -> Pretrained:
+    if not config.encoder:
+        raise ConfigError(
+            "no checkpoint and no model.encoder: name the encoder to start from random weights, "
+            "e.g. model.encoder: resnet2d3d18"
+        )
+    if config.head == "dpc":
+        steps = min(DpcConfig.pred_steps, views.num_blocks - 1)
+        dpc = DpcConfig(
+            encoder=config.encoder,
+            num_blocks=views.num_blocks,
+            block_len=views.block_len,
+            pred_steps=steps,
+        )
+        classifier: Classifier = DpcClassifier(dpc, num_classes, dropout=config.dropout)
+    else:
+        classifier = _pool_classifier(build_encoder(config.encoder), config, num_classes)
+    return Pretrained(classifier, config.encoder, notes=("The encoder's weights are random.",))
+
+
+def _from_file(
+    path: Path, config: ClassifierConfig, views: ViewsConfig, num_classes: int
+) -> Pretrained:
+    if config.head == "dpc":
+        dpc = load_dpc(path)
+        dpc.config = dataclasses.replace(
+            dpc.config,
+            num_blocks=views.num_blocks,
+            block_len=views.block_len,
+            pred_steps=min(dpc.config.pred_steps, views.num_blocks - 1),
+        )
+        name = dpc.config.encoder
+        classifier: Classifier = DpcClassifier.from_dpc(dpc, num_classes, dropout=config.dropout)
+    else:
+        encoder = load_encoder(path)
+        name = encoder.name
+        classifier = _pool_classifier(encoder, config, num_classes)
+    if config.encoder and config.encoder != name:
+        raise CheckpointError(
+            f"{path}: holds the encoder {name}, but model.encoder asks for {config.encoder}"
+        )
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    report = compare_with_file(classifier.encoder, read_state_dict(weights))
+    if rank() == 0:
+        print(f"{weights}: encoder: {report}")
+    if report.fraction < MIN_FRACTION:
+        raise CheckpointError(f"{path}: the encoder does not hold this checkpoint: {report}")
+    return Pretrained(
+        classifier,
+        name,
+        source={"path": str(weights), "sha256": file_digest(weights)},
+        key_report=dataclasses.asdict(report) | {"fraction": report.fraction},
+        notes=_notes(classifier),
+    )
+
+
+def _pool_classifier(
+    encoder: Encoder, config: ClassifierConfig, num_classes: int
+) -> EncoderClassifier:
+    return EncoderClassifier(encoder, num_classes, dropout=config.dropout, head_norm=config.norm)
+
+
+def _notes(classifier: Classifier) -> tuple[str, ...]:
+    if has_running_stats(classifier.encoder):
+        return ()
+    return (
+        "The checkpoint has no batch-norm running statistics: frozen features use those of the "
+        "batch, and depend on which clips share it.",
+    )

@@ -1,0 +1,106 @@
+"""Intervals against published values, the bootstrap, and their own coverage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ndavid.evaluation.intervals import (
+    mean_class_accuracy,
+    mean_of_independent,
+    top_k_accuracy,
+    wilson,
+)
+
+
+# Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3.
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_equals_newcombes_table(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    metric = wilson(successes, trials)
+    assert metric.value == successes / trials
+    assert metric.n == trials
+    assert (metric.low, metric.high) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_solves_its_own_equation(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    metric = wilson(successes, trials)
+    assert 0 <= metric.low <= metric.value <= metric.high <= 1
+    # The ends are where the score test against the true proportion is just rejected.
+    for end in (metric.low, metric.high):
+        if 0 < end < 1:
+            score = (metric.value - end) / math.sqrt(end * (1 - end) / trials)
+            assert abs(score) == pytest.approx(1.959964, rel=1e-4)
+
+
+def test_a_proportion_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one trial"):
+        wilson(0, 0)
+    with pytest.raises(ValueError, match="3 successes in 2"):
+        wilson(3, 2)
+    with pytest.raises(ValueError, match="at least one part"):
+        mean_of_independent([])
+
+
+def test_one_class_has_the_interval_of_a_proportion() -> None:
+    alone, proportion = mean_class_accuracy([7], [10]), wilson(7, 10)
+    assert alone.n == proportion.n
+    assert (alone.value, alone.low, alone.high) == pytest.approx(
+        (proportion.value, proportion.low, proportion.high)
+    )
+
+
+def test_mean_class_accuracy_weighs_classes_alike_and_leaves_empty_ones_out() -> None:
+    metric = mean_class_accuracy([90, 1, 0], [100, 2, 0])
+    assert metric.value == pytest.approx((0.9 + 0.5) / 2)
+    assert metric.n == 102
+
+
+def test_mean_class_interval_agrees_with_a_stratified_bootstrap() -> None:
+    totals, correct = [40, 25, 60, 33], [30, 12, 51, 9]
+    metric = mean_class_accuracy(correct, totals)
+    generator = torch.Generator().manual_seed(0)
+    count = torch.tensor(totals, dtype=torch.float64).expand(20000, -1).contiguous()
+    share = torch.tensor(correct, dtype=torch.float64) / torch.tensor(totals)
+    draws = torch.binomial(count, share.expand(20000, -1).contiguous(), generator) / count
+    low, high = draws.mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert (metric.low, metric.high) == pytest.approx((low, high), abs=0.012)
+
+
+def test_mean_class_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+    totals, truth = [12, 8, 20, 15, 10, 9], torch.tensor([0.9, 0.3, 0.98, 0.5, 0.7, 0.05])
+    repeats = 1500
+    count = torch.tensor(totals, dtype=torch.float32).expand(repeats, -1).contiguous()
+    drawn = torch.binomial(count, truth.expand(repeats, -1).contiguous(), generator).int().tolist()
+    inside = sum(
+        metric.low <= float(truth.mean()) <= metric.high
+        for metric in (mean_class_accuracy(row, totals) for row in drawn)
+    )
+    # Four standard errors of a 95% coverage over 1500 repeats are 0.023.
+    assert 0.927 <= inside / repeats <= 0.985
+
+
+def test_perfect_results_keep_an_interval() -> None:
+    metric = mean_class_accuracy([10, 10], [10, 10])
+    assert metric.value == 1 and metric.high == 1
+    assert 0.7 < metric.low < 1
+
+
+def test_top_k_accuracy_counts_hits() -> None:
+    assert top_k_accuracy([True, False, True, True]) == wilson(3, 4)

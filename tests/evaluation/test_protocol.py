@@ -1,0 +1,79 @@
+"""Results as JSON: what goes in comes out, and what is no result is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.intervals import wilson
+from ndavid.evaluation.protocol import Protocol, Result, load_result, mean_over_folds
+
+
+def result(fold: int, correct: int, total: int) -> Result:
+    return Result(
+        task="finetune",
+        metrics={"top1": wilson(correct, total)},
+        protocol=Protocol(folds=[fold], num_videos=total, num_short=fold, notes=["a note"]),
+        chance=0.1,
+        seconds=2.0,
+        details={"classes": ["a", "b"], "value": fold},
+    )
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    written = result(1, 30, 40)
+    path = written.save(tmp_path / "new" / "result.json")
+    assert load_result(path) == written
+    assert os.listdir(path.parent) == ["result.json"]
+    assert set(json.loads(path.read_text())["metrics"]["top1"]) == {"value", "n", "low", "high"}
+
+
+def test_the_mean_over_folds_keeps_each_fold() -> None:
+    folds = [result(1, 30, 40), result(2, 20, 50), result(3, 45, 60)]
+    mean = mean_over_folds(folds)
+    assert mean.metrics["top1"].value == pytest.approx((30 / 40 + 20 / 50 + 45 / 60) / 3)
+    assert mean.metrics["top1"].n == mean.protocol.num_videos == 150
+    assert mean.protocol.folds == [1, 2, 3]
+    assert mean.protocol.num_short == 6
+    assert [entry["fold"] for entry in mean.details["folds"]] == [1, 2, 3]
+    assert mean.details["folds"][1]["metrics"]["top1"]["value"] == 0.4
+    # Three independent measurements together are surer than any alone.
+    width = mean.metrics["top1"].high - mean.metrics["top1"].low
+    assert all(width < fold.metrics["top1"].high - fold.metrics["top1"].low for fold in folds)
+
+
+def test_one_fold_is_its_own_mean() -> None:
+    alone = result(2, 3, 4)
+    assert mean_over_folds([alone]) is alone
+
+
+def test_no_fold_has_no_mean() -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        mean_over_folds([])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not a result"),
+        ("[1]", "not a result"),
+        ('{"schema": 1}', "not a result"),
+        ('{"schema": 99}', "schema 99"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_result(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_result_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        load_result(tmp_path / "result.json")
