@@ -2,8 +2,8 @@
 
     python datasets/verify.py out [--decode-all]
 
-Checked: every file is there and not empty, labels are in range, every class is on both sides of each
-split, no source is on two sides of a split within its class, and frame counts and sizes of decoded
+Checked: every file is there and not empty, labels are in range, every class is on both sides of
+each split, no source is on two sides within its class, and frame counts and sizes of decoded
 files equal the manifest's. Files with equal bytes are reported.
 """
 
