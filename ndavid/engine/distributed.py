@@ -52,6 +52,8 @@ def make_accelerator(
         )
     except ValueError as error:
         raise ConfigError(f"precision '{precision}' on this device: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("precision 'fp16' needs a GPU: use 'bf16' or 'no' on a CPU")
     if dist.is_initialized():
         _leave_group_at_exit()
     return accelerator

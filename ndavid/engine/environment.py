@@ -61,7 +61,8 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    # With the build, such as +cu130, which the package's metadata leaves out.
+    return {**found, "torch": torch.__version__}
 
 
 def device_name(device: torch.device) -> str:

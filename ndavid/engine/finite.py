@@ -50,7 +50,8 @@ class FiniteWatch:
         if not some:
             return
         seen = [found for found in gather_objects(self._first.tolist()) if found[0]]
-        step, loss, norm, lr = min(seen)
+        # Gradients have met since: the rank whose own loss is at fault tells more than the rest.
+        step, loss, norm, lr = min(seen, key=lambda row: (row[0], math.isfinite(row[1])))
         what = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient is {norm:g}"
         raise TrainingError(
             f"step {int(step)}: {what} at learning rate {lr:g} (loss {loss:g}); {last_good()}"

@@ -25,6 +25,7 @@ from ndavid.config import nearest
 from ndavid.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
+NOT_METRICS = ("step", "epoch", "time")
 ALWAYS_ON = ("jsonl", "tensorboard")
 # Without a terminal, a line now and then instead of a bar.
 SECONDS_BETWEEN_LINES = 10.0
@@ -166,7 +167,7 @@ def truncate(file: Path, step: int) -> dict[str, float]:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, file)
-    return {k: math.nan if v is None else v for k, v in last.items() if k != "time"}
+    return {k: math.nan if v is None else v for k, v in last.items() if k not in NOT_METRICS}
 
 
 def _finite(value: float) -> float | None:
