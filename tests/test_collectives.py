@@ -54,9 +54,11 @@ def one_rank(index: int, output: Path) -> None:
     (gather_with_grad(x) * weights).sum().backward()
     result["grad"] = x.grad
 
-    # The same incoming gradient tensor goes to the gather and to a second branch.
+    # The same incoming gradient tensor goes to the gather and, later (it is the older branch), to
+    # another one, which must find it as it was.
     y, other = torch.zeros(2, 3, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
-    ((gather_with_grad(y) + other) * weights).sum().backward()
+    older = other * 1.0
+    ((gather_with_grad(y) + older) * weights).sum().backward()
     result["other_grad"] = other.grad
     torch.save(result, output / f"rank{index}.pt")
     dist.destroy_process_group()

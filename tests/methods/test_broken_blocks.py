@@ -54,6 +54,16 @@ class RollFrames(NegativeAugmentation):
         return torch.ones(shape[0], *shape[2:], dtype=torch.bool)
 
 
+class MirrorByMatrix(RollFrames):
+    """Left and right change sides, by a matrix product: what autocast would do in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x @ torch.eye(x.shape[-1]).flip(0)
+
+
 def distinct_blocks(batch=3, num_blocks=4, channels=2, block_len=5, size=8) -> Tensor:
     shape = (batch, num_blocks, channels, block_len, size, size)
     return torch.arange(float(torch.Size(shape).numel())).reshape(shape)
@@ -168,6 +178,13 @@ def test_unchanged_pixels_are_reported_as_such(spec: str, span: str) -> None:
     assert torch.all(moved <= result.changed + 1e-6)
     assert result.changed.max() > 0
     torch.testing.assert_close(moved, result.changed)
+
+
+def test_operations_run_outside_autocast() -> None:
+    blocks = torch.rand(2, 2, 3, 4, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        broken = break_with(MirrorByMatrix(), blocks).blocks
+    assert torch.equal(broken, blocks.flip(-1))
 
 
 def test_cells_count_when_enough_of_them_changed() -> None:
