@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,8 @@ def make_accelerator(
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            cpu=device == "cpu",
+            # Without a GPU accelerate has to be told, or torchrun's ranks train alone, each a main.
+            cpu=device == "cpu" or not torch.accelerator.is_available(),
             log_with=list(trackers) or None,
             project_dir=project_dir,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -54,9 +56,20 @@ def make_accelerator(
         raise ConfigError(f"precision '{precision}' on this device: {error}") from error
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("precision 'fp16' needs a GPU: use 'bf16' or 'no' on a CPU")
+    _require_the_ranks_that_were_started()
     if dist.is_initialized():
         _leave_group_at_exit()
     return accelerator
+
+
+def _require_the_ranks_that_were_started() -> None:
+    """Ranks that do not know each other would write over one another's checkpoints."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != world_size():
+        raise ConfigError(
+            f"the launcher started {started} processes but {world_size()} joined; on a CPU use "
+            "torchrun --nproc_per_node N"
+        )
 
 
 @functools.cache
