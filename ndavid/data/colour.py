@@ -20,8 +20,8 @@ from torch import Tensor
 # ITU-R BT.601, as torchvision and PIL weigh the channels.
 _LUMA = (0.299, 0.587, 0.114)
 
-# Frames whose hue is turned at a time: few enough that the temporaries stay in cache.
-_HUE_CHUNK = 8
+# Frames worked on at a time: few enough that the temporaries stay in the processor's cache.
+_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,37 @@ class ColourParams:
     hue: Tensor
     gray: Tensor
 
+    def __getitem__(self, frames: slice) -> ColourParams:
+        """The parameters of some of the frames."""
+        return ColourParams(
+            self.brightness[frames],
+            self.contrast[frames],
+            self.saturation[frames],
+            self.hue[frames],
+            self.gray[frames],
+        )
+
 
 def jitter_colours(clip: Tensor, params: ColourParams) -> Tensor:
     """Frames uint8 (T, 3, H, W) with their colours changed frame by frame; same shape."""
-    height = clip.shape[-2]
-    pixels = rearrange(clip, "t c h w -> t c (h w)").float()
+    planes = rearrange(clip, "t c h w -> t c (h w)").contiguous()  # products are slow otherwise
+    result = torch.empty_like(planes)
+    for start in range(0, len(clip), _CHUNK):
+        frames = slice(start, start + _CHUNK)
+        result[frames] = _jitter_chunk(planes[frames], params[frames])
+    return rearrange(result, "t c (h w) -> t c h w", h=clip.shape[-2])
+
+
+def _jitter_chunk(frames: Tensor, params: ColourParams) -> Tensor:
+    """Frames uint8 (n, 3, P) with their colours changed: int16, (n, 3, P), 0 to 255."""
+    pixels = frames.float()
     matrix, offset = _linear_part(pixels.mean(dim=2), params)
-    pixels = torch.baddbmm(offset, matrix, pixels).clamp_(0, 255)
-    turned = ((params.hue != 0) & (params.gray < 0)).nonzero().flatten()
-    for frames in turned.split(_HUE_CHUNK):
-        pixels[frames] = _turn_hue(pixels[frames], params.hue[frames])
-    return rearrange(pixels.add_(0.5).to(torch.uint8), "t c (h w) -> t c h w", h=height)
+    pixels = torch.bmm(matrix, pixels).add_(offset).clamp_(0, 255)
+    coloured = ((params.hue != 0) & (params.gray < 0)).nonzero().flatten()
+    if len(coloured):
+        pixels[coloured] = _turn_hue(pixels[coloured], params.hue[coloured])
+    # Not uint8 at once: torch takes three times as long for that as by way of int16.
+    return pixels.add_(0.5).to(torch.int16)
 
 
 def _linear_part(means: Tensor, params: ColourParams) -> tuple[Tensor, Tensor]:
@@ -71,19 +91,20 @@ def _linear_part(means: Tensor, params: ColourParams) -> tuple[Tensor, Tensor]:
 
 
 def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of frames (n, 3, P) by `turns` (n,), keeping HSV's saturation and value."""
+    """Turns the hue of frames (n, 3, P) by `turns` (n,), keeping HSV's saturation and value.
+
+    Written without selections, which cost twenty times as much as arithmetic. With the channels
+    scaled to [0, 1], red's distance from the hue is 1 - r + g + b sixths of the circle.
+    """
     red, green, blue = pixels.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
-    chroma = high - low
-    red_leads, green_leads = high == red, high == green
-    # Hue in sixths of the circle: 0 is red, 2 green, 4 blue.
-    slope = torch.where(red_leads, green - blue, torch.where(green_leads, blue - red, red - green))
-    hue = slope.div_(chroma.clamp_min(1e-6))
-    hue += torch.where(red_leads, 0.0, torch.where(green_leads, 2.0, 4.0))
-    hue = hue.add_(6 * turns.unsqueeze(1)).remainder_(6)
-    # A channel is at its height within a sixth of its own hue, and falls off over the next sixth.
-    torch.sub(hue, 3, out=red).abs_().sub_(1)
-    torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
+    chroma = high.sub_(low)
+    distance = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(1e-6)).add_(1)
+    # Hue in sixths, -3 to 3: red at 0, green at 2, blue at -2; turned, and brought back in.
+    hue = distance.copysign_(green - blue).add_(6 * turns.unsqueeze(1))
+    hue.sub_((hue / 6).round_().mul_(6))
+    for channel, home in ((red, 0), (green, 2), (blue, -2)):
+        # Full within a sixth of its own hue, none beyond two; either way around the circle.
+        torch.sub(hue, home, out=channel).abs_().sub_(3).abs_().sub_(1)
     return pixels.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))

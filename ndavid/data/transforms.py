@@ -132,10 +132,10 @@ class _TrainTransform:
         mirrored = _uniform(generator) < _value(self.config.flip)
         clip = _crop(clip, self.config, generator)
         clip = F.resize(clip, [size, size], antialias=True)
-        if mirrored:
-            clip = F.horizontal_flip(clip)
         colours = _draw_colours(len(clip), self.config, generator)
-        return clip if colours is None else jitter_colours(clip, colours)
+        if colours is not None:
+            clip = jitter_colours(clip, colours)
+        return F.horizontal_flip(clip) if mirrored else clip
 
 
 def eval_transform(size: int, crops: int = 1) -> _EvalTransform:
