@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
@@ -180,15 +179,18 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> bytes:
         return _svg(figure)
 
 
-def frame_strip(frames: Tensor, height: int = 72) -> bytes:
-    """Sets frames (T, C, H, W) uint8 side by side at ``height`` pixels; JPEG."""
+def frame_sheet(frames: Tensor, columns: int = 2, height: int = 96) -> bytes:
+    """Sets frames (T, 3, H, W) uint8 in rows of ``columns``, ``height`` pixels each; JPEG."""
     width = max(1, round(frames.shape[-1] * height / frames.shape[-2]))
     gap = 2
-    strip = Image.new("RGB", (len(frames) * (width + gap) - gap, height), "white")
+    rows = math.ceil(len(frames) / columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
     for place, frame in enumerate(frames):
-        pixels = frame.movedim(0, -1).contiguous().to(torch.uint8).numpy()
+        pixels = frame.movedim(0, -1).contiguous().numpy()
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        strip.paste(tile, (place * (width + gap), 0))
+        row, column = divmod(place, columns)
+        sheet.paste(tile, (column * (width + gap), row * (height + gap)))
     stream = io.BytesIO()
-    strip.save(stream, format="JPEG", quality=85)
+    sheet.save(stream, format="JPEG", quality=85)
     return stream.getvalue()

@@ -70,6 +70,8 @@ class FinetuneConfig:
     """train everything; only the head, the rest frozen; everything, and refuse a checkpoint"""
     protocol: ProtocolName = "full"
     """full, or paper_compat: the original's questionable protocol, labelled as such"""
+    paper_batch_size: int = 16
+    """paper_compat only: batch whose incomplete last one is never scored"""
     folds: list[int] = field(default_factory=lambda: [1])
     """official folds; several are averaged"""
     validation: float = 0.0
@@ -227,7 +229,7 @@ class _Fold:
         train = labelled(manifest.select("train", self.fold), manifest)
         if config.protocol == "paper_compat":
             draw = generator(self.seed, "paper_compat")
-            self.subset = draw_subset(test, span, draw)
+            self.subset = draw_subset(test, span, draw, batch_size=config.paper_batch_size)
             return labelled(long_enough(train, span), manifest)
         if config.validation:
             seed = derive_seed(self.seed, "holdout")

@@ -137,7 +137,10 @@ def compare_with_file(module: nn.Module, stored: Mapping[str, Tensor]) -> KeyRep
         (matched if same else different if found else missing).append(name)
     used = tuple(matched)
     unexpected = [
-        key for key in stored if not any(key == name or key.endswith("." + name) for name in used)
+        key
+        for key in stored
+        if not key.endswith("num_batches_tracked")
+        and not any(key == name or key.endswith("." + name) for name in used)
     ]
     return KeyReport(used, tuple(missing), tuple(unexpected), tuple(different))
 
@@ -148,6 +151,8 @@ def _random(config: ClassifierConfig, views: ViewsConfig, num_classes: int) -> P
             "no checkpoint and no model.encoder: name the encoder to start from random weights, "
             "e.g. model.encoder: resnet2d3d18"
         )
+    if rank() == 0:
+        print(f"no checkpoint: {config.encoder} starts from random weights")
     if config.head == "dpc":
         steps = min(DpcConfig.pred_steps, views.num_blocks - 1)
         dpc = DpcConfig(

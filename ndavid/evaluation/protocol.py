@@ -158,6 +158,8 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
         num_short=sum(one.num_short for one in protocols),
         num_dropped=sum(one.num_dropped for one in protocols),
         num_bad=sum(one.num_bad for one in protocols),
+        selection="; ".join(dict.fromkeys(one.selection for one in protocols)),
+        notes=list(dict.fromkeys(note for one in protocols for note in one.notes)),
     )
     return dataclasses.replace(
         first,

@@ -29,7 +29,7 @@ from ndavid.evaluation.figures import (
     accuracy_figure,
     confusion_figure,
     curves_figure,
-    frame_strip,
+    frame_sheet,
 )
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.protocol import Result
@@ -147,7 +147,7 @@ def write_outputs(
     runs = {path.parent.name: path for path in sorted(folder.glob("*/metrics.jsonl"))}
     dataset = Path(result.protocol.manifest).parent.name
     report = Report(
-        title=f"{result.task.replace('_', ' ')} on {dataset}",
+        title=f"{result.task.replace('_', ' ').capitalize()} on {dataset}",
         rows=[ReportRow(name=result.task, result=result)],
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
         videos=read_manifest(manifest).root,
@@ -286,8 +286,11 @@ def _curves_image(group: CurveGroup) -> str:
                 steps, values = panels.setdefault(key, {}).setdefault(name, ([], []))
                 steps.append(entry["step"])
                 values.append(value)
+    # A quantity that never changes (a constant rate, no bad clips) would only take up room.
     panels = {
-        key: runs for key, runs in panels.items() if any(len(v) > 1 for v, _ in runs.values())
+        key: runs
+        for key, runs in panels.items()
+        if any(len(set(values)) > 1 for _, values in runs.values())
     }
     if group.keys:
         panels = {key: panels[key] for key in group.keys if key in panels}
@@ -319,10 +322,15 @@ def _evaluation(row: ReportRow, report: Report) -> dict[str, Any]:
             }
             for fold in details.get("folds", [])
         ],
-        "neighbours": _neighbours(details.get("neighbours", []), report),
+        "neighbours": _neighbours(_first(details, "neighbours"), report),
         "environment": _flat(result.environment),
         "config": yaml.safe_dump(result.config, sort_keys=False) if result.config else "",
     }
+
+
+def _first(details: dict[str, Any], key: str) -> list[Any]:
+    """The result's own list, or that of its first fold."""
+    return details.get(key) or next((f[key] for f in details.get("folds", []) if f.get(key)), [])
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -366,7 +374,7 @@ def _counted(result: Result) -> str:
 
 
 def _neighbours(examples: list[dict[str, Any]], report: Report) -> list[dict[str, Any]]:
-    """The stored neighbour examples with a strip of frames each; none without a video folder."""
+    """The stored neighbour examples with a picture each; none without a video folder."""
     if report.videos is None:
         return []
     return [
@@ -379,9 +387,9 @@ def _neighbours(examples: list[dict[str, Any]], report: Report) -> list[dict[str
 
 
 def _clip(entry: dict[str, Any], report: Report) -> dict[str, Any]:
-    """A clip's entry with three frames (first quarter, middle, last quarter) as a strip."""
+    """A clip's entry with four frames in their order, as a picture."""
     assert report.videos is not None
     with open_reader(report.videos / entry["path"], backend=report.backend) as reader:
         count = len(reader)
-        frames = reader.read([count // 4, count // 2, (3 * count) // 4])
-    return {**entry, "image": _url(frame_strip(frames), "jpeg")}
+        frames = reader.read([(place * count) // 8 for place in (1, 3, 5, 7)])
+    return {**entry, "image": _url(frame_sheet(frames), "jpeg")}
