@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -77,10 +78,16 @@ def _run_until_broken(
 
 def _run_alone(function: Callable[[Item], Result], item: Item) -> Result | Crashed[Item]:
     with _pool(1) as pool:
+        # If not even this comes back, it is not the item's fault: let the error stop the run.
+        pool.submit(_do_nothing).result()
         try:
             return pool.submit(function, item).result()
         except BrokenProcessPool:
             return Crashed(item)
+
+
+def _do_nothing() -> None:
+    """Proves that a worker starts."""
 
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:
@@ -90,10 +97,11 @@ def _pool(num_workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    # One thread a worker; and a worker must not outlive a parent that was killed.
-    import torch
-
-    torch.set_num_threads(1)
+    """One thread a worker, and no worker that outlives a parent that was killed."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    else:
+        os.environ["OMP_NUM_THREADS"] = "1"
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

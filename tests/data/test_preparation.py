@@ -1,0 +1,246 @@
+"""From videos and lists to a manifest: true counts, every problem reported, nothing done twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ndavid.data.annotations import parse_folder, parse_ucf101
+from ndavid.data.decode import open_reader, probe
+from ndavid.data.manifest import read_manifest
+from ndavid.data.preparation import PrepareSettings, prepare, summary
+from ndavid.data.synthetic import write_motion_clips
+from ndavid.data.verification import verify
+from ndavid.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return write_motion_clips(tmp_path_factory.mktemp("motion"), num_clips=20, size=32)
+
+
+@pytest.fixture
+def videos(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "videos"))
+
+
+def run(videos: Path, output: Path, **arguments):
+    return prepare(parse_ucf101(videos), videos, output, num_workers=0, progress=False, **arguments)
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="") as stream:
+        return list(csv.reader(stream))
+
+
+def test_a_sound_set_gives_a_manifest_that_points_to_the_videos(videos: Path, tmp_path: Path):
+    done = run(videos, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.root.resolve() == videos.resolve()
+    assert len(manifest.records) == 20 and manifest.num_folds == 3
+    for record in manifest.records:
+        info = probe(manifest.root / record.path)
+        assert (record.num_frames, record.width, record.height) == (info.num_frames, 32, 32)
+        assert manifest.classes[record.label] == record.path.split("/")[0]
+        assert record.group in record.path and record.decord_ok is None
+    assert {r.label for r in manifest.select("test", 2)} == set(range(10))
+    assert not done.bad and not done.missing and not done.unlisted and not done.leaks
+    for name in ("bad_files", "missing_files", "unlisted_files", "leaked_groups"):
+        assert len(rows(tmp_path / "out" / f"{name}.csv")) == 1
+    assert "20 clips of 10 classes" in summary(done) and "fold 3: train 10, test 10" in summary(
+        done
+    )
+
+
+def test_reencoding_writes_small_clips_with_the_same_frames(videos: Path, tmp_path: Path):
+    settings = PrepareSettings(short_side=16, gop=6)
+    run(videos, tmp_path / "out", settings=settings)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.root.resolve() == (tmp_path / "out").resolve()
+    for record in manifest.records:
+        source = videos / record.path.removeprefix("clips/")
+        assert record.num_frames == probe(source).num_frames
+        with open_reader(manifest.root / record.path) as reader:
+            assert tuple(reader.size) == (16, 16) == (record.height, record.width)
+            assert len(reader) == record.num_frames
+
+
+def test_decord_is_asked_about_each_file(videos: Path, tmp_path: Path):
+    pytest.importorskip("decord")
+    run(videos, tmp_path / "out", settings=PrepareSettings(verify_decord=True))
+    assert {record.decord_ok for record in read_manifest(tmp_path / "out").records} == {True}
+
+
+def test_problems_are_reported_and_the_rest_goes_on(videos: Path, tmp_path: Path):
+    clips = sorted(p.relative_to(videos).as_posix() for p in videos.glob("*/*.mp4"))
+    empty, cut, text, gone = clips[:4]
+    (videos / empty).write_bytes(b"")
+    whole = (videos / cut).read_bytes()
+    (videos / cut).write_bytes(whole[: len(whole) // 2])
+    (videos / text).write_text("<html>404</html>")
+    (videos / gone).unlink()
+    (videos / "Approach" / "extra.avi").write_bytes(b"")
+    done = run(videos, tmp_path / "out")
+    assert {bad.path for bad in done.bad} == {empty, cut, text}
+    reasons = dict(rows(tmp_path / "out" / "bad_files.csv")[1:])
+    assert "0 bytes" in reasons[empty] and all(reasons.values())
+    assert rows(tmp_path / "out" / "missing_files.csv")[1:] == [[gone]]
+    assert rows(tmp_path / "out" / "unlisted_files.csv")[1:] == [["Approach/extra.avi"]]
+    manifest = read_manifest(tmp_path / "out")
+    assert len(manifest.records) == 16 and len(manifest.classes) == 10
+    text_summary = summary(done)
+    assert "bad files: 3" in text_summary and "listed but missing: 1" in text_summary
+
+
+def test_leaked_groups_are_reported(videos: Path, tmp_path: Path):
+    # g01 is in fold 1's test: a copy of it is listed in train.
+    shutil.copy(videos / "Recede/v_Recede_g01_c01.mp4", videos / "Recede/v_Recede_g01_c02.mp4")
+    label = parse_ucf101(videos).classes.index("Recede") + 1
+    with (videos / "trainlist01.txt").open("a") as stream:
+        stream.write(f"Recede/v_Recede_g01_c02.mp4 {label}\n")
+    done = run(videos, tmp_path / "out")
+    assert [(leak.class_name, leak.group) for leak in done.leaks] == [("Recede", "g01")]
+    report = rows(tmp_path / "out" / "leaked_groups.csv")
+    assert report[1:] == [["1", "Recede", "g01", "1", "0", "1"]]
+    assert "leaked groups: 1" in summary(done)
+    errors = verify(tmp_path / "out", num_workers=0, progress=False).errors
+    assert any("leaked group" in error and "Recede g01" in error for error in errors)
+
+
+def test_files_are_found_whatever_their_suffix(videos: Path, tmp_path: Path):
+    for name in ("trainlist01.txt", "testlist01.txt", "trainlist02.txt"):
+        path = videos / name
+        path.write_text(path.read_text().replace(".mp4", ".avi"))
+    for name in ("testlist02.txt", "trainlist03.txt", "testlist03.txt"):
+        (videos / name).write_text((videos / name).read_text().replace(".mp4", ".avi"))
+    done = run(videos, tmp_path / "out")
+    assert len(done.manifest.records) == 20
+    assert all(record.path.endswith(".mp4") for record in done.manifest.records)
+
+
+def test_a_second_run_does_only_what_changed(videos: Path, tmp_path: Path):
+    settings = PrepareSettings(short_side=16)
+    first = run(videos, tmp_path / "out", settings=settings)
+    assert first.num_reused == 0
+    targets = sorted((tmp_path / "out" / "clips").glob("*/*.mp4"))
+    times = {path: path.stat().st_mtime_ns for path in targets}
+    targets[0].unlink()
+    targets[1].write_bytes(b"cut")
+    source = videos / targets[2].relative_to(tmp_path / "out" / "clips")
+    os.utime(source, ns=(1, 1))
+    second = run(videos, tmp_path / "out", settings=settings)
+    assert second.num_reused == 17
+    assert second.manifest.records == first.manifest.records
+    redone = {path for path in targets if path.stat().st_mtime_ns != times[path]}
+    assert redone == set(targets[:3])
+    assert run(videos, tmp_path / "out", settings=PrepareSettings(short_side=24)).num_reused == 0
+
+
+def test_a_repaired_file_leaves_the_list_of_bad_ones(videos: Path, tmp_path: Path):
+    clip = next(videos.glob("*/*.mp4"))
+    content = clip.read_bytes()
+    clip.write_bytes(b"")
+    assert len(run(videos, tmp_path / "out").bad) == 1
+    clip.write_bytes(content)
+    done = run(videos, tmp_path / "out")
+    assert not done.bad and done.num_reused == 19
+
+
+def test_nothing_found_or_nothing_sound_is_an_error(videos: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"none of the 20 listed clips.*such as Approach/v_"):
+        prepare(parse_ucf101(videos), tmp_path / "empty", tmp_path / "out", num_workers=0)
+    for path in videos.glob("*/*.mp4"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 20 listed files decodes"):
+        run(videos, tmp_path / "out")
+
+
+def test_a_folder_of_ones_own_with_equal_stems(original: Path, tmp_path: Path):
+    clips = sorted(original.glob("*/*.mp4"))
+    for place in ("train/x/1.mp4", "test/x/1.mp4", "train/y/1.mp4", "train/y/1.m4v"):
+        (tmp_path / "mine" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clips[len(place) % 7], tmp_path / "mine" / place)
+    done = prepare(
+        parse_folder(tmp_path / "mine"),
+        tmp_path / "mine",
+        tmp_path / "out",
+        settings=PrepareSettings(short_side=16),
+        num_workers=0,
+        progress=False,
+    )
+    paths = [record.path for record in done.manifest.records]
+    assert len(set(paths)) == 4 and not done.leaks
+    assert all((tmp_path / "out" / path).exists() for path in paths)
+
+
+def test_an_unlabelled_folder_is_fine_for_pretraining(original: Path, tmp_path: Path):
+    (tmp_path / "flat").mkdir()
+    for number, clip in enumerate(sorted(original.glob("*/*.mp4"))[:3]):
+        shutil.copy(clip, tmp_path / "flat" / f"{number}.mp4")
+    prepare(parse_folder(tmp_path / "flat"), tmp_path / "flat", tmp_path / "out", num_workers=0)
+    manifest = read_manifest(tmp_path / "out")
+    assert {record.label for record in manifest.records} == {-1}
+    assert len(manifest.select("train")) == 3
+
+
+def test_an_output_that_cannot_be_written_stops_the_run(videos: Path, tmp_path: Path):
+    (tmp_path / "out").write_text("a file stands here")
+    with pytest.raises(DataError, match="out"):
+        run(videos, tmp_path / "out")
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+
+def check(output: Path, **arguments):
+    return verify(output, num_workers=0, progress=False, **arguments)
+
+
+def test_a_sound_set_is_sound(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out")
+    result = check(tmp_path / "out", num_decoded=None)
+    assert result.errors == () and result.num_decoded == result.num_clips == 20
+    assert check(tmp_path / "out", num_decoded=7).num_decoded == 7
+
+
+def test_what_changed_since_is_found(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out")
+    gone, empty, other, broken = sorted(videos.glob("*/*.mp4"))[:4]
+    gone.unlink()
+    empty.write_bytes(b"")
+    length = probe(other).num_frames
+    donor = next(p for p in sorted(videos.glob("*/*.mp4"))[4:] if probe(p).num_frames != length)
+    shutil.copy(donor, other)
+    broken.write_bytes(b"no video")
+    result = check(tmp_path / "out", num_decoded=None)
+    found = {error.split(":")[0]: error for error in result.errors}
+    names = [path.relative_to(videos).as_posix() for path in (gone, empty, other, broken)]
+    assert set(found) == set(names)
+    assert "no such file" in found[names[0]] and "empty" in found[names[1]]
+    assert f"the manifest says {length}" in found[names[2]]
+    assert result.duplicates == (tuple(sorted([names[2], donor.relative_to(videos).as_posix()])),)
+
+
+def test_copies_on_both_sides_of_a_split_are_told_apart(videos: Path, tmp_path: Path):
+    # Of two groups, fold 1 tests g01 and trains g02.
+    shutil.copy(videos / "Recede/v_Recede_g01_c01.mp4", videos / "Recede/v_Recede_g02_c01.mp4")
+    run(videos, tmp_path / "out")
+    result = check(tmp_path / "out")
+    assert result.errors == () and len(result.duplicates_across) == 1
+
+
+def test_a_class_absent_from_test_is_found(videos: Path, tmp_path: Path):
+    path = videos / "testlist01.txt"
+    path.write_text("".join(line for line in path.open() if "Recede" not in line))
+    run(videos, tmp_path / "out")
+    assert check(tmp_path / "out").errors == ("fold 1: class 'Recede' has no clip in test",)
+
+
+def test_no_manifest_is_a_data_error(tmp_path: Path):
+    with pytest.raises(DataError, match="manifest"):
+        check(tmp_path)
