@@ -11,11 +11,13 @@ processes: ``torchrun --nproc_per_node 2 recipes/pretrain_dpc.py ...``.
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass, field
 
 import torch
 
+from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.data.manifest import read_manifest
 from ndavid.data.sampling import DpcBlocks, usable
@@ -24,9 +26,11 @@ from ndavid.data.video import ClipDataset, VideoDataConfig, collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.errors import ConfigError
+from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig
+from ndavid.nda.preview import preview
 
 
 @dataclass(kw_only=True)
@@ -67,7 +71,8 @@ def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
         short=config.data.short,
     )
     records, short_clips = usable(manifest.select(config.data.split, config.data.fold), sampler)
-    print(f"{len(records)} clips to train on; {short_clips}")
+    short = f"{short_clips.num_short} shorter than {sampler.span} frames ({short_clips.policy})"
+    print(f"{len(records)} clips to train on, {short}")
     return ClipDataset(
         records,
         manifest.root,
@@ -76,6 +81,16 @@ def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
         backend=config.data.backend,
         on_error="next",
     )
+
+
+def draw_negatives(method: DpcMethod, dataset: ClipDataset) -> list[Picture]:
+    """What the run's op does to an augmented training clip; empty for a run without NDA."""
+    if method.operation is None:
+        return []
+    clips = torch.stack([dataset[index, 0]["video"] for index in (0, len(dataset) // 2)])
+    png = io.BytesIO()
+    preview(clips, [method.operation]).save(png, "PNG")
+    return [Picture(title="The negatives", image=png.getvalue(), caption=method.nda.spec)]
 
 
 def main() -> None:
@@ -88,7 +103,7 @@ def main() -> None:
         temperature=config.objective.temperature,
         normalize=config.objective.normalize,
     )
-    fit(
+    result = fit(
         method,
         dataset,
         run=config.run,
@@ -96,6 +111,11 @@ def main() -> None:
         config_yaml=to_yaml(config),
         collate=collate,
     )
+    if rank() == 0:
+        curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
+        pictures = draw_negatives(method, dataset)
+        page = Report(title=f"DPC: {result.output.name}", curves=curves, pictures=pictures)
+        print(write_report(page, result.output / "report.html"))
 
 
 if __name__ == "__main__":
