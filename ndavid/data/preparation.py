@@ -347,7 +347,7 @@ def _write_reports(done: Preparation, settings: PrepareSettings, output: Path) -
         "unlisted": len(done.unlisted),
         "leaked_groups": len(done.leaks),
         "pyav": av.__version__,
-        "ffmpeg": av.ffmpeg_version_info,
+        "ffmpeg": getattr(av, "ffmpeg_version_info", ""),
     }
     _write_text(output / "prepare.json", json.dumps(facts, indent=2) + "\n")
 
