@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ndavid.data.decoding.base import FrameReader
+from ndavid.data.decoding.base import FrameReader, VideoInfo
 from ndavid.data.decoding.pyav import BACKEND as REFERENCE
 from ndavid.data.decoding.pyav import PyAvReader, probe
 from ndavid.errors import DecodeError
@@ -21,7 +21,10 @@ from ndavid.errors import DecodeError
 OpenReader = Callable[[str | os.PathLike[str]], FrameReader]
 
 ROUNDING = 4
-_CHUNK = 32
+
+# Frames are compared in portions of so many bytes. Each portion is opened and sought anew, so that
+# small ones would cost decoding time, and large ones memory.
+_PORTION = 64 * 2**20
 
 
 def disagreement(path: str | os.PathLike[str], open_candidate: OpenReader) -> str:
@@ -49,7 +52,7 @@ def _disagreement(path: str, open_candidate: OpenReader, _version: tuple[int, in
                 return f"counts {len(candidate)} frames where {info.num_frames} decode"
             if candidate.size != (info.height, info.width):
                 return f"gives frames of {candidate.size}, not {(info.height, info.width)}"
-        digests, wrong = _compare_in_order(path, open_candidate, info.num_frames)
+        digests, wrong = _compare_in_order(path, open_candidate, info)
         if wrong is None:
             wrong = _compare_jumps(path, open_candidate, digests)
     except DecodeError as error:
@@ -60,13 +63,14 @@ def _disagreement(path: str, open_candidate: OpenReader, _version: tuple[int, in
 
 
 def _compare_in_order(
-    path: str, open_candidate: OpenReader, num_frames: int
+    path: str, open_candidate: OpenReader, info: VideoInfo
 ) -> tuple[list[bytes], int | None]:
     """(a digest of every frame as the candidate gives it, the first wrong frame or None)."""
     digests: list[bytes] = []
     with PyAvReader(path) as reference:
-        for start in range(0, num_frames, _CHUNK):
-            chunk = range(start, min(start + _CHUNK, num_frames))
+        portion = max(1, _PORTION // (3 * info.height * info.width))
+        for start in range(0, info.num_frames, portion):
+            chunk = range(start, min(start + portion, info.num_frames))
             expected = reference.read(chunk)
             with open_candidate(path) as candidate:
                 given = candidate.read(chunk)
