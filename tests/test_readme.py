@@ -1,0 +1,44 @@
+"""What the README says can be done, can be done."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_library_block_runs_and_trains_the_encoder() -> None:
+    (block,) = [text for text in blocks("python") if "info_nce" in text]
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["broken"].shape == names["clips"].shape  # type: ignore[attr-defined]
+    gradient = names["encoder"].stem[0].weight.grad  # type: ignore[attr-defined]
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_every_file_a_command_names_exists() -> None:
+    named = set(re.findall(r"(?:recipes|eval|datasets|docs)/[\w./-]+\.(?:py|yaml|md|png)", README))
+    assert len(named) > 8
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert not missing
+
+
+@pytest.mark.parametrize("folder", ["recipes/configs/dpc"])
+def test_the_table_of_recipes_names_every_config(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.yaml"):
+        stem, _, op = path.stem.partition("_nda-")
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| `{stem}` |")]
+        assert (op or "none") in row, path.name
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"^make (\S+)", "\n".join(blocks("bash")), flags=re.MULTILINE)) <= targets
