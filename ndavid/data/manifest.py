@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import tempfile
 from collections import defaultdict
@@ -150,8 +151,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(source, f"no readable manifest ({error})") from error
-    root, first_line, lines = _split_off_root(source, text.splitlines())
-    rows = csv.reader(lines)
+    root, first_line, table = _split_off_root(source, text)
+    rows = csv.reader(io.StringIO(table, newline=""))
     header = next(rows, None)
     num_folds = _check_header(source, header)
     records: list[ClipRecord] = []
@@ -172,11 +173,12 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return Manifest(root, _class_names(source, names), tuple(records))
 
 
-def _split_off_root(source: Path, lines: list[str]) -> tuple[Path, int, list[str]]:
-    """(where the videos are, lines taken off, the CSV's lines)."""
-    if lines and lines[0].startswith(_ROOT_MARK):
-        return source.parent / lines[0][len(_ROOT_MARK) :].strip(), 1, lines[1:]
-    return source.parent, 0, lines
+def _split_off_root(source: Path, text: str) -> tuple[Path, int, str]:
+    """(where the videos are, lines taken off, the CSV's text)."""
+    if not text.startswith(_ROOT_MARK):
+        return source.parent, 0, text
+    comment, _, table = text.partition("\n")
+    return source.parent / comment[len(_ROOT_MARK) :].strip(), 1, table
 
 
 def _check_header(source: Path, header: list[str] | None) -> int:
@@ -241,7 +243,7 @@ def _class_names(source: Path, names: dict[int, str]) -> tuple[str, ...]:
     """Class names in label order, from classes.txt or, without one, from the rows."""
     listed = source.parent / "classes.txt"
     if listed.exists():
-        classes = tuple(line for line in listed.read_text(encoding="utf-8").splitlines() if line)
+        classes = tuple(line for line in listed.read_text(encoding="utf-8").split("\n") if line)
     else:
         classes = tuple(names.get(k, f"class_{k}") for k in range(max(names, default=-1) + 1))
     for label, name in sorted(names.items()):

@@ -234,6 +234,8 @@ def _check(config: AugmentConfig) -> None:
     """Raises ConfigError for a value out of its range; no key may be open."""
     if config.size < 1:
         raise ConfigError(f"size must be at least 1, got {config.size}")
+    if config.crop not in ("square", "area", "centre"):
+        raise ConfigError(f"no crop {config.crop!r}: choose square, area or centre")
     for name in ("flip", "gray", "jitter"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} is a probability, got {getattr(config, name)}")
