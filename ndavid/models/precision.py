@@ -1,79 +1,126 @@
-"""Makes bfloat16 training on the CPU give right gradients: a guard for every 3D convolution.
+"""Makes training on the CPU give right gradients, in bfloat16 above all: guarded convolutions.
 
-oneDNN's bfloat16 kernels for 3D convolutions are wrong for clips that are short beside the kernel
-(seen with torch 2.14.1 and oneDNN 3.12). The *weight* gradient is garbage (inf, NaN, noise, and now
-and then a crash, because the kernel writes outside its buffer) where the first window that lies
-clear of the padding in front reaches into the padding behind: a kernel of 3 steps over exactly 2,
-one of 5 over 2 to 4, or one of 7 with stride 2 over 3 to 7. A depthwise convolution in
-channels_last_3d gives a wrong *output* for a single time step. All else, float32 above all, is
-right, so nothing but the loss curve tells. DPC's layer4 meets the trap: 5 frames, then 3, then 2.
+oneDNN's convolutions are wrong for some inputs that are small beside the kernel (seen with torch
+2.14.1 and oneDNN 3.12; found by trying kernels, sizes, strides and paddings exhaustively):
 
-Zero frames appended before such a convolution, and the surplus cropped after it, leave the result
-as it was and take it off that kernel. ``tests/models/test_precision.py`` holds the measurements.
+- Time, bfloat16. The *weight* gradient of a 3D convolution is garbage (inf, NaN, noise, now and
+  then a crash, for the kernel writes outside its buffer) where the first window that lies clear of
+  the padding in front reaches into the padding behind: a kernel of 3 steps over exactly 2, one of 5
+  over 2 to 4. DPC's layer4 meets it: 5 frames, then 3, then 2.
+- Time, float32 too, where a stride of 2 or more is less than the padding: a kernel of 7 with stride
+  2 and padding 3, as S3D begins with, over 5 to 7 frames.
+- Depthwise, channels_last_3d, bfloat16: the *output* is wrong for a single time step.
+- Space, bfloat16. The weight gradient is garbage where the map is no larger than the padding: a
+  single pixel under a 3x3 kernel with stride 2, up to three under a 7x7 one.
+
+All else is right, so nothing but the loss curve tells.
+
+Zeros appended before such a convolution, and the surplus cropped after it, leave the result as it
+was and take it off that kernel. ``tests/models/test_precision.py`` holds the measurements.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_ConvForward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-class GuardedConv3d(nn.Conv3d):
-    """``nn.Conv3d`` that is right in bfloat16 on the CPU; elsewhere it is the same."""
+
+class GuardedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose gradients are right on the CPU; elsewhere it is the same."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        extra = self._missing_steps(input.shape[-3]) if _in_bfloat16_on_cpu(input) else 0
-        if not extra:
-            return super()._conv_forward(input, weight, bias)
-        # The new frames stand where the convolution's own zero padding began, or lie past the last
-        # window: no output that is kept can see a difference.
-        padded = F.pad(input, (0, 0, 0, 0, 0, extra))
-        kept = self._output_steps(input.shape[-3])
-        return super()._conv_forward(padded, weight, bias).narrow(-3, 0, kept)
+        return _guarded(self, super()._conv_forward, input, weight, bias)
 
-    def _missing_steps(self, steps: int) -> int:
-        """How many steps an input of that length is short of being safe."""
-        front, stride = self._time_padding()[0], self.stride[0]
-        # One past the last frame of the first window that starts on or after frame 0.
-        reach = -front % stride + self._window()
-        in_front_and_behind = front >= stride and self._output_steps(steps) > 1
-        lone_depthwise = self.groups > 1 and steps == 1 and front > 0
-        return max(0, reach - steps) if in_front_and_behind or lone_depthwise else 0
 
-    def _output_steps(self, steps: int) -> int:
-        return (steps + sum(self._time_padding()) - self._window()) // self.stride[0] + 1
+class GuardedConv3d(nn.Conv3d):
+    """``nn.Conv3d`` whose gradients are right on the CPU; elsewhere it is the same."""
 
-    def _window(self) -> int:
-        return self.dilation[0] * (self.kernel_size[0] - 1) + 1
-
-    def _time_padding(self) -> tuple[int, int]:
-        if self.padding_mode != "zeros":
-            return 0, 0  # F.pad comes first: the kernel itself meets no padding
-        # torch resolves padding="same" here too; the order is width, height, time.
-        front, behind = self._reversed_padding_repeated_twice[-2:]
-        return front, behind
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _guarded(self, super()._conv_forward, input, weight, bias)
 
 
 def guard_cpu_bfloat16(module: nn.Module) -> nn.Module:
-    """Makes every ``nn.Conv3d`` inside ``module`` (or itself) a :class:`GuardedConv3d`, in place.
+    """Makes every ``nn.Conv2d`` and ``nn.Conv3d`` inside ``module`` a guarded one, in place.
 
     Parameters, buffers and state_dict keys stay as they are. A subclass with a forward of its own
     is left alone. Returns ``module``.
     """
     for child in module.modules():
-        if isinstance(child, nn.Conv3d) and _forwards_like_conv3d(type(child)):
-            child.__class__ = GuardedConv3d
+        for plain, guarded in ((nn.Conv2d, GuardedConv2d), (nn.Conv3d, GuardedConv3d)):
+            if isinstance(child, plain) and _forwards_like(type(child), plain):
+                child.__class__ = guarded
     return module
 
 
-def _forwards_like_conv3d(kind: type[nn.Conv3d]) -> bool:
-    return kind.forward is nn.Conv3d.forward and kind._conv_forward is nn.Conv3d._conv_forward
+def _forwards_like(kind: type[nn.Module], plain: type[nn.Module]) -> bool:
+    return all(getattr(kind, f) is getattr(plain, f) for f in ("forward", "_conv_forward"))
 
 
-def _in_bfloat16_on_cpu(input: Tensor) -> bool:
+def _guarded(
+    conv: nn.Conv2d | nn.Conv3d,
+    forward: _ConvForward,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     if input.device.type != "cpu":
-        return False
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return input.dtype == torch.bfloat16
+        return forward(input, weight, bias)
+    reduced = _compute_dtype(input) in (torch.bfloat16, torch.float16)
+    axes = [_Axis(conv, i) for i in range(len(conv.kernel_size))]
+    sizes = input.shape[-len(axes) :]
+    extra = [axis.zeros_wanted(size, reduced) for axis, size in zip(axes, sizes, strict=True)]
+    if not any(extra):
+        return forward(input, weight, bias)
+    # The zeros stand where the convolution's own padding began, or lie past the last window: no
+    # output that is kept can see a difference.
+    out = forward(F.pad(input, _only_behind(extra)), weight, bias)
+    for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        out = out.narrow(i - len(axes), 0, axis.output_size(size))
+    return out
+
+
+def _compute_dtype(input: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+
+
+def _only_behind(extra: Sequence[int]) -> list[int]:
+    """F.pad's order: the last axis first, and in front before behind."""
+    return [zeros for behind in reversed(extra) for zeros in (0, behind)]
+
+
+class _Axis:
+    """One axis of a convolution: how its windows lie on an input of a given size."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d, index: int) -> None:
+        self.is_time = isinstance(conv, nn.Conv3d) and index == 0
+        self.depthwise = conv.groups > 1
+        self.stride = conv.stride[index]
+        self.window = conv.dilation[index] * (conv.kernel_size[index] - 1) + 1
+        # torch resolves padding="same" here too, the last axis first. Paddings of another mode than
+        # zeros are added beforehand, so that the kernel itself meets none.
+        both = conv._reversed_padding_repeated_twice[::-1][2 * index : 2 * index + 2]
+        self.behind, self.front = both if conv.padding_mode == "zeros" else (0, 0)
+
+    def output_size(self, size: int) -> int:
+        return (size + self.front + self.behind - self.window) // self.stride + 1
+
+    def zeros_wanted(self, size: int, reduced: bool) -> int:
+        """How many zeros an input of that size is short of being safe; reduced: under 32 bits."""
+        if not self.is_time:
+            # Maps no larger than the padding beside them; with stride 1, kernels of 3 are right.
+            fragile = reduced and (self.stride > 1 or self.window > 3)
+            return max(0, self.front + 1 - size) if fragile else 0
+        # One past the last frame of the first window that starts on or after frame 0.
+        reach = -self.front % self.stride + self.window
+        return max(0, reach - size) if self._is_fragile(size, reduced) else 0
+
+    def _is_fragile(self, size: int, reduced: bool) -> bool:
+        if not reduced:
+            return self.front > self.stride > 1
+        lone_and_depthwise = self.depthwise and size == 1 and self.front > 0
+        return lone_and_depthwise or (self.front >= self.stride and self.output_size(size) > 1)
