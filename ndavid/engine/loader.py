@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -95,10 +96,26 @@ def batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" in str(error) and "killed" in str(error):
-            reason = "killed from outside, often for want of memory: lower num_workers"
-            raise TrainingError(f"a data loading process died ({reason})") from error
-        raise
+        if not re.match(r"DataLoader worker \(pid.*(killed|exited unexpectedly)", str(error)):
+            raise
+        reason = "killed from outside, often for want of memory: lower num_workers"
+        raise TrainingError(f"a data loading process died ({reason})") from error
+
+
+def close(loader: DataLoader[Any]) -> None:
+    """Ends the worker processes now; one that hangs in a decoder is killed.
+
+    Left to the garbage collector, a loader that an exception's traceback still holds would live
+    until Python exits, and Python would wait for workers that ignore its SIGTERM.
+    """
+    iterator = loader._iterator
+    if iterator is None or not loader.num_workers:
+        return
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
+    loader._iterator = None
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

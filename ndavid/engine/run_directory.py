@@ -44,19 +44,24 @@ def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path 
         say: is told of damaged checkpoints that are passed over.
 
     Raises:
-        CheckpointError: a path that is no checkpoint.
-        ConfigError: "never" in a folder that already holds checkpoints.
+        CheckpointError: a path that is no checkpoint, or none left whole of several.
+        ConfigError: a folder that already holds checkpoints, and the run would not go on from its
+            newest: theirs and new ones would mix.
     """
+    latest = checkpoint.latest_complete(output, say=say if resume == "auto" else None)
     if resume == "auto":
-        return checkpoint.latest_complete(output, say=say)
-    if checkpoint.has_any(output):
-        inside = resume != "never" and Path(resume).resolve().is_relative_to(output.resolve())
-        if not inside:
-            raise ConfigError(
-                f"{output} already holds checkpoints and resume is '{resume}': "
-                "use resume: auto, or another output"
+        if latest is None and checkpoint.has_any(output):
+            raise CheckpointError(
+                f"{output}: none of its checkpoints is whole; remove them to start from scratch"
             )
-    return None if resume == "never" else checkpoint.resolve(resume)
+        return latest
+    found = None if resume == "never" else checkpoint.resolve(resume)
+    if latest is not None and (found is None or found.resolve() != latest.resolve()):
+        raise ConfigError(
+            f"{output} already holds checkpoints and resume is '{resume}': "
+            "use resume: auto to go on from its newest, or choose another output"
+        )
+    return found
 
 
 def check_same_config(checkpoint_path: Path, config_yaml: str) -> None:

@@ -40,6 +40,7 @@ from ndavid.engine.distributed import (
 )
 from ndavid.engine.finite import FiniteWatch, check_parameters
 from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, to_device
+from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.optim import OptimConfig, build_optimizer, lr_factor, set_lr
 from ndavid.engine.rng import derive_seed, generator
@@ -185,7 +186,7 @@ def fit(
             loop.feed(dataset, collate)
             return loop.train(on_epoch_end)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise TrainingError(f"{run.output}: {error.strerror}; {loop.last_good()}") from error
         finally:
@@ -216,7 +217,6 @@ class _Loop:
         self.device = accelerator.device
         self.is_main = accelerator.is_main_process
         self.saved: Path | None = None
-        self.saved_step = -1
         self.watch = _Stopwatch()
         self.finite = FiniteWatch(self.device)
         self.new_bad: list[tuple[str, str]] = []
@@ -254,6 +254,7 @@ class _Loop:
             num_workers=run.num_workers,
             pin_memory=self.device.type == "cuda",
         )
+        self.closing.callback(close_loader, self.loader)
         self.steps_per_epoch = len(self.sampler) // every
         if not self.steps_per_epoch:
             raise ConfigError(
@@ -311,7 +312,7 @@ class _Loop:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{path}: does not fit this method: {reason}") from error
         if path.resolve().is_relative_to(self.output.resolve()):
-            self.saved, self.saved_step = path, loaded.step
+            self.saved = path
         if self.is_main:
             say(f"resumed from {path}")
         return loaded.step
@@ -398,7 +399,7 @@ class _Loop:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             output = self.model(batch, generator=draws, step=step)
             self.accelerator.backward(output["loss"] / len(group))
-        return {name: value.detach() for name, value in output.items()}
+        return {name: torch.as_tensor(value).detach() for name, value in output.items()}
 
     def _gradient_norm(self) -> Tensor:
         """The global norm before clipping; clips if asked to."""
@@ -411,9 +412,10 @@ class _Loop:
     def _record(self, step: int, outputs: list[dict[str, Tensor]], norm: Tensor, lr: float) -> None:
         """Logs the step: the method's numbers averaged over batches and ranks, and the loop's."""
         names = list(outputs[0])
-        table = torch.stack([torch.stack([o[n].float() for n in names]) for o in outputs])
+        rows = [[output[name].to(norm) for name in names] for output in outputs]
+        means_and_norm = [torch.stack(column).mean() for column in zip(*rows, strict=True)] + [norm]
         # The one transfer from the device; it also waits for the step, so that timings are true.
-        *means, norm_value = torch.cat([table.mean(0), norm.float().view(1)]).tolist()
+        *means, norm_value = torch.stack(means_and_norm).tolist()
         values = mean_over_ranks(dict(zip(names, means, strict=True)))
         values |= {"grad_norm": norm_value, "lr": lr, "bad_clips": float(len(self.bad_clips))}
         samples = self.run.batch_size * world_size() * self.optim.accumulate_steps
@@ -462,7 +464,7 @@ class _Loop:
         outcome = from_main(self._write(step) if self.is_main else None)
         if isinstance(outcome, NdavidError):
             raise outcome
-        self.saved, self.saved_step = outcome, step
+        self.saved = outcome
         self.watch.restart()
 
     def _write(self, step: int) -> Path | NdavidError:
@@ -507,7 +509,7 @@ class _Loop:
         return checkpoint.describe_last(self.output)
 
     def close(self) -> None:
-        """Undoes what `place` wrapped and closes the files."""
+        """Undoes what `place` wrapped, ends the loader's processes and closes the files."""
         self.closing.close()
 
 

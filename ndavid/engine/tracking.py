@@ -6,6 +6,7 @@ metrics.jsonl ends equal to that of a run that was never interrupted, timings as
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -80,7 +81,7 @@ class Tracker:
         if not is_main:
             return
         self.last = truncate(run_dir / METRICS_FILE, start)
-        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        self._file: TextIO = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
@@ -127,11 +128,14 @@ class Tracker:
         """Flushes and closes everything."""
         for tracker in getattr(self._accelerator, "trackers", []):
             tracker.finish()
-        if self._is_main:
-            self._file.close()
-            self._board.close()
-            if self._bar is not None:
-                self._bar.close()
+        if not self._is_main:
+            return
+        if self._bar is not None:
+            self._bar.close()
+        for writer in (self._file, self._board):
+            # A full disk has been reported by then; a second report would hide the first.
+            with contextlib.suppress(OSError):
+                writer.close()
 
     def _line_due(self, step: int) -> bool:
         now = time.monotonic()

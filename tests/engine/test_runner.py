@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +25,7 @@ from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.rng import derive_seed, generator, seeded
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.engine.sampler import EpochSampler
+from ndavid.engine.tracking import Tracker
 from ndavid.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 Make = Callable[..., Any]
@@ -193,6 +197,28 @@ def test_never_does_not_write_over_a_run(toy: ModuleType, toy_config: Make) -> N
     toy.train(toy_config(run={"resume": "never", "max_steps": 3}))
     with pytest.raises(ConfigError, match="already holds checkpoints"):
         toy.train(toy_config(run={"resume": "never"}))
+
+
+def test_going_back_in_the_same_folder_is_refused(toy: ModuleType, toy_config: Make) -> None:
+    # Else its later checkpoints would be taken for those of the new branch.
+    result, _ = toy.train(toy_config(run={"max_steps": 6}))
+    older = result.output / "checkpoints" / "step_3"
+    with pytest.raises(ConfigError, match="choose another output"):
+        toy.train(toy_config(run={"resume": str(older), "max_steps": 9}))
+    newest, _ = toy.train(toy_config(run={"resume": str(result.checkpoint), "max_steps": 9}))
+    assert newest.steps == 9
+
+
+def test_auto_does_not_start_over_when_all_checkpoints_are_damaged(
+    toy: ModuleType, toy_config: Make
+) -> None:
+    result, _ = toy.train(toy_config(run={"max_steps": 6}))
+    before = records(result.output)
+    for file in result.output.glob("checkpoints/*/complete.json"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="none of its checkpoints is whole"):
+        toy.train(toy_config())
+    assert records(result.output) == before
 
 
 def test_resuming_from_a_path_leaves_that_run_as_it_was(
@@ -514,6 +540,66 @@ def test_compile_targets_are_compiled_and_nothing_else(
         method = kind(config)
         toy.train_method(method, config)
         assert compiled.pop() is method.get_submodule(expected) and not compiled
+
+
+def test_a_loader_that_is_killed_is_one_clear_error(toy: ModuleType, toy_config: Make) -> None:
+    class Deadly(toy.ToyDataset):  # type: ignore[misc,name-defined]
+        """Kills the process that reads it, as the kernel does when memory runs out."""
+
+        def __getitem__(self, key: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = toy_config(run={"num_workers": 1})
+    with pytest.raises(TrainingError, match="data loading process died"):
+        toy.train(config, Deadly(config))
+
+
+def test_a_record_that_does_not_fit_the_disk(
+    toy: ModuleType, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Tracker.log
+
+    def fill(self: Tracker, step: int, epoch: int, values: Any) -> None:
+        if step == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, step, epoch, values)
+
+    monkeypatch.setattr(Tracker, "log", fill)
+    with pytest.raises(TrainingError, match=r"No space left on device; .*step_3"):
+        toy.train(toy_config())
+
+
+def test_deterministic_algorithms_are_on_during_the_run_only(
+    toy: ModuleType, toy_config: Make
+) -> None:
+    seen = []
+
+    class Watched(toy.ToyMethod):  # type: ignore[misc,name-defined]
+        """Notes the setting."""
+
+        def forward(self, batch: Any, *, generator: Any, step: int) -> Any:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().forward(batch, generator=generator, step=step)
+
+    config = toy_config(run={"deterministic": True, "max_steps": 1})
+    toy.train_method(Watched(config), config)
+    assert seen == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_metrics_that_are_not_numbers_are_null(toy: ModuleType, toy_config: Make) -> None:
+    class Odd(toy.ToyMethod):  # type: ignore[misc,name-defined]
+        """Returns a plain number, an integer tensor, and a mean of nothing."""
+
+        def forward(self, batch: Any, *, generator: Any, step: int) -> Any:
+            output = super().forward(batch, generator=generator, step=step)
+            odd = {"three": 3, "count": torch.tensor(2), "empty": torch.zeros(0).mean()}
+            return output | odd
+
+    config = toy_config(run={"max_steps": 2})
+    result = toy.train_method(Odd(config), config)
+    record = records(result.output)[-1]
+    assert (record["three"], record["count"], record["empty"]) == (3.0, 2.0, None)
+    assert math.isnan(result.last_metrics["empty"])
 
 
 def test_a_full_disk_in_the_middle_of_a_run(
