@@ -1,0 +1,250 @@
+"""Samples are functions of their keys, with any number of workers; errors reach the user whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ndavid.data.decode import open_reader
+from ndavid.data.manifest import ClipRecord
+from ndavid.data.sampling import DenseClip, DpcBlocks, uniform_views
+from ndavid.data.transforms import AugmentConfig, eval_transform, train_transform
+from ndavid.data.video import ClipDataset, ViewsDataset, collate
+from ndavid.errors import DataError, DecodeError
+
+NUM_CLIPS = 5
+
+
+def record(path: str, num_frames: int = 60, label: int = 0, **facts) -> ClipRecord:
+    return ClipRecord(path, label, "g", num_frames, 25.0, 80, 64, ("train",), **facts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_clip) -> Path:
+    path = tmp_path_factory.mktemp("videos")
+    for k in range(NUM_CLIPS):
+        write_clip(path / f"{k}.mp4", num_frames=60)
+    (path / "empty.mp4").write_bytes(b"")
+    return path
+
+
+@pytest.fixture
+def records() -> list[ClipRecord]:
+    return [record(f"{k}.mp4", label=k % 3) for k in range(NUM_CLIPS)]
+
+
+def clips(folder: Path, records: list[ClipRecord], **keys) -> ClipDataset:
+    sampler = DpcBlocks(num_blocks=4, block_len=3, frame_stride=2)
+    return ClipDataset(
+        records, folder, sampler, train_transform(AugmentConfig(preset="dpc", size=32)), **keys
+    )
+
+
+class Keys:
+    """A batch sampler as the engine's: batches of (index, seed)."""
+
+    def __init__(self, batches: list[list[tuple[int, int]]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def loader(dataset, batches, workers: int) -> DataLoader:
+    return DataLoader(dataset, batch_sampler=Keys(batches), num_workers=workers, collate_fn=collate)
+
+
+# --- training clips -------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_clip_of_bytes(folder, records) -> None:
+    sample = clips(folder, records)[1, 7]
+    assert sample["video"].shape == (3, 12, 32, 32)
+    assert sample["video"].dtype == torch.uint8 and sample["video"].is_contiguous()
+    assert (sample["label"], sample["index"], sample["bad"]) == (1, 1, [])
+
+
+def test_an_int_gives_the_centred_clip_unchanged(folder, records, read_number) -> None:
+    transform = train_transform(AugmentConfig(preset="dpc", size=64))
+    dataset = ClipDataset(records, folder, DenseClip(10, 2), transform)
+    video = dataset[0]["video"]
+    centre = (80 - 64) // 2
+    # The middle of 80 columns, as wide as the height; blocks of 10 columns carry the number's bits.
+    for place, number in enumerate(range(20, 40, 2)):
+        column = video[0, place, 32].float()
+        for bit in range(1, 7):
+            assert (column[10 * bit + 5 - centre] > 128) == bool(number >> bit & 1)
+    assert torch.equal(dataset[0]["video"], video)
+
+
+def test_seeds_decide_and_nothing_else_does(folder, records) -> None:
+    dataset = clips(folder, records)
+    torch.manual_seed(1)
+    first = dataset[2, 11]["video"]
+    torch.manual_seed(2)
+    assert torch.equal(dataset[2, 11]["video"], first)
+    assert not torch.equal(dataset[2, 12]["video"], first)
+
+
+def test_workers_change_nothing(folder, records) -> None:
+    dataset = clips(folder, records)
+    batches = [[(0, 1), (3, 2)], [(4, 3), (1, 4)], [(2, 5), (2, 6)]]
+    alone, shared = (list(loader(dataset, batches, workers)) for workers in (0, 2))
+    assert len(alone) == len(shared) == 3
+    for left, right in zip(alone, shared, strict=True):
+        assert torch.equal(left["video"], right["video"])
+        assert left["index"].tolist() == right["index"].tolist()
+        assert left["label"].dtype == torch.long
+    assert alone[0]["video"].shape == (2, 3, 12, 32, 32)
+
+
+def test_short_videos_loop(folder, read_number, write_clip) -> None:
+    write_clip(folder / "short.mp4", num_frames=7)
+    short = [record("short.mp4", num_frames=7)]
+    transform = train_transform(AugmentConfig(preset="none", size=64))
+    video = ClipDataset(short, folder, DenseClip(16), transform)[0]["video"]
+    assert torch.equal(video[:, 0], video[:, 7]) and torch.equal(video[:, 1], video[:, 8])
+    assert not torch.equal(video[:, 0], video[:, 1])
+
+
+# --- clips that cannot be read --------------------------------------------------------------------
+
+
+def test_raise_names_the_file(folder, records) -> None:
+    records[1] = record("gone.mp4")
+    dataset = clips(folder, records)
+    with pytest.raises(DecodeError) as caught:
+        dataset[1, 0]
+    assert caught.value.path == str(folder / "gone.mp4")
+    assert "no such file" in caught.value.reason
+
+
+def test_next_stands_in_and_tells(folder, records) -> None:
+    records[1], records[2] = record("gone.mp4"), record("empty.mp4")
+    dataset = clips(folder, records, on_error="next")
+    sample = dataset[1, 9]
+    assert sample["index"] == 3
+    assert [Path(path).name for path, _ in sample["bad"]] == ["gone.mp4", "empty.mp4"]
+    assert [reason for _, reason in sample["bad"]] == [
+        "no such file",
+        "the file is empty (0 bytes)",
+    ]
+    assert torch.equal(sample["video"], dataset[3, 9]["video"])
+    batch = collate([dataset[1, 9], dataset[0, 1]])
+    assert batch["video"].shape[0] == 2 and len(batch["bad"]) == 2
+    assert batch["index"].tolist() == [3, 0]
+
+
+def test_the_last_index_wraps_around(folder, records) -> None:
+    records[-1] = record("gone.mp4")
+    assert clips(folder, records, on_error="next")[NUM_CLIPS - 1, 0]["index"] == 0
+
+
+def test_a_video_that_has_become_shorter_is_bad(folder, write_clip) -> None:
+    write_clip(folder / "cut.mp4", num_frames=20)
+    with pytest.raises(DecodeError, match="ends after 20 frames"):
+        clips(folder, [record("cut.mp4", num_frames=60)])[0, 0]
+
+
+def test_all_bad_is_an_error(folder) -> None:
+    dataset = clips(folder, [record("gone.mp4"), record("empty.mp4")], on_error="next")
+    with pytest.raises(DataError, match=r"none of the 2 clips can be read.*gone\.mp4"):
+        dataset[0, 0]
+
+
+def test_no_clips_at_all(folder) -> None:
+    with pytest.raises(DataError, match="selection is empty"):
+        clips(folder, [])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_leave_workers_as_they_are(folder, records, workers) -> None:
+    records[1] = record("gone.mp4")
+    with pytest.raises(DecodeError) as caught:
+        list(loader(clips(folder, records), [[(0, 1), (1, 2)]], workers))
+    error = caught.value
+    assert type(error) is DecodeError
+    assert (error.path, error.backend) == (str(folder / "gone.mp4"), "pyav")
+    assert str(error) == f"{folder}/gone.mp4: cannot decode with pyav: no such file"
+
+
+def test_data_errors_leave_workers_too(folder) -> None:
+    dataset = clips(folder, [record("gone.mp4")], on_error="next")
+    with pytest.raises(DataError) as caught:
+        list(loader(dataset, [[(0, 1)]], workers=1))
+    assert type(caught.value) is DataError and "\n" not in str(caught.value)
+
+
+def test_a_gone_file_is_one_line_for_the_user(folder, tmp_path) -> None:
+    """A script that reads a manifest whose video is gone ends with one line and a status."""
+    script = """
+import sys
+from torch.utils.data import DataLoader
+from ndavid.data.manifest import read_manifest
+from ndavid.data.sampling import DenseClip
+from ndavid.data.transforms import eval_transform
+from ndavid.data.video import ViewsDataset, collate
+from ndavid.errors import NdavidError
+try:
+    manifest = read_manifest(sys.argv[1])
+    data = ViewsDataset(manifest.records, manifest.root, DenseClip(8), 2, eval_transform(32))
+    list(DataLoader(data, num_workers=2, collate_fn=collate))
+except NdavidError as error:
+    sys.exit(f"error: {error}")
+"""
+    header = "path,label,class,group,frames,fps,width,height,decord_ok,split_1"
+    rows = f"# root: {folder}\n{header}\ngone.mp4,0,A,g1,50,25.0,80,64,,train\n"
+    (tmp_path / "manifest.csv").write_text(rows)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {folder}/gone.mp4: cannot decode with pyav: no such file\n"
+
+
+# --- test views -----------------------------------------------------------------------------------
+
+
+def test_views_are_the_clips_and_their_crops(folder, records) -> None:
+    sampler = DenseClip(num_frames=8, frame_stride=2)
+    dataset = ViewsDataset(records, folder, sampler, 3, eval_transform(32, crops=3))
+    sample = dataset[1]
+    assert sample["video"].shape == (9, 3, 8, 32, 32) and sample["video"].is_contiguous()
+    assert (sample["label"], sample["index"]) == (1, 1)
+
+    # Each view on its own, through the plain reader.
+    with open_reader(folder / "1.mp4") as reader:
+        for k, indices in enumerate(uniform_views(sampler, 60, 3)):
+            crops = eval_transform(32, crops=3)(reader.read(indices)).transpose(1, 2)
+            assert torch.equal(sample["video"][3 * k : 3 * k + 3], crops)
+
+
+def test_views_raise_unless_told_to_skip(folder, records) -> None:
+    records[1] = record("empty.mp4")
+    sampler, transform = DenseClip(8), eval_transform(32)
+    with pytest.raises(DecodeError, match="0 bytes"):
+        ViewsDataset(records, folder, sampler, 2, transform)[1]
+    skipping = ViewsDataset(records, folder, sampler, 2, transform, on_error="skip")
+    assert "video" not in skipping[1]
+    batch = collate([skipping[0], skipping[1], skipping[2]])
+    assert batch["index"].tolist() == [0, 2] and batch["video"].shape[:2] == (2, 2)
+    assert batch["bad"] == [(str(folder / "empty.mp4"), "the file is empty (0 bytes)")]
+    nothing = collate([skipping[1]])
+    assert "video" not in nothing and nothing["label"].numel() == 0
+
+
+def test_decord_is_used_where_the_manifest_allows_it(folder, monkeypatch) -> None:
+    allowed = record("0.mp4", decord_ok=True)
+    refused = record("0.mp4", decord_ok=False)
+    plain = clips(folder, [allowed])[0, 5]["video"]
+    assert torch.equal(clips(folder, [allowed], backend="decord")[0, 5]["video"], plain)
+    with pytest.raises(DecodeError, match="found to misread"):
+        clips(folder, [refused], backend="decord")[0, 5]
