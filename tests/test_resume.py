@@ -91,7 +91,9 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(
 
 def test_a_failed_run_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    code, errors = processes.start(TOY, ["--nan_step=7"], output).finish()
+    # With workers: they must not keep the process from ending.
+    options = ["--nan_step=7", "--run.num_workers=2"]
+    code, errors = processes.start(TOY, options, output).finish()
     assert code == 2
     last = errors.strip().splitlines()[-1]
     assert last.startswith("error: step 8: the loss is nan at learning rate 0.01")

@@ -108,7 +108,7 @@ def close(loader: DataLoader[Any]) -> None:
     Left to the garbage collector, a loader that an exception's traceback still holds would live
     until Python exits, and Python would wait for workers that ignore its SIGTERM.
     """
-    iterator = loader._iterator
+    iterator: Any = loader._iterator
     if iterator is None or not loader.num_workers:
         return
     iterator._shutdown_workers()
