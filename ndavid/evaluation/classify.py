@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from ndavid.engine.distributed import gather_objects
 from ndavid.errors import DataError, TrainingError
 from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accuracy, wilson
 from ndavid.evaluation.protocol import Result
+from ndavid.methods.classification import ClassificationMethod
 
 BadVideo = tuple[str, str]
 Row = tuple[int, int, Tensor]
@@ -142,8 +143,7 @@ def _merge(parts: Sequence[tuple[list[Row], list[BadVideo]]], dataset: TestDatas
 
 
 def classify(
-    logits: Callable[[Tensor], Tensor],
-    model: nn.Module,
+    method: ClassificationMethod,
     dataset: TestDataset,
     *,
     device: torch.device,
@@ -155,8 +155,7 @@ def classify(
     """Returns each video's class probabilities: softmax over classes, then the mean over views.
 
     Args:
-        logits: Views (N, C, T, H, W) uint8 -> (N, num_classes).
-        model: The module behind ``logits``; in eval mode during the call, restored after it.
+        method: Its ``logits`` are taken; in eval mode during the call, restored after it.
         dataset: See ``per_video``, as for the rest.
         device: See ``per_video``.
         on_bad: See ``per_video``.
@@ -167,11 +166,11 @@ def classify(
     Returns:
         ``values`` (M, num_classes), rows summing to 1.
     """
-    training = model.training
-    model.eval()
+    training = method.training
+    method.eval()
     try:
         scored = per_video(
-            lambda views: logits(views).float().softmax(-1),
+            lambda views: method.logits(views).float().softmax(-1),
             dataset,
             device=device,
             on_bad=on_bad,
@@ -180,7 +179,7 @@ def classify(
             description=description,
         )
     finally:
-        model.train(training)
+        method.train(training)
     return PerVideo(scored.values.mean(1), scored.labels, scored.indices, scored.bad)
 
 

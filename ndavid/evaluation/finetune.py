@@ -338,7 +338,6 @@ class _Fold:
     ) -> PerVideo:
         views = self.config.views
         return classify(
-            method.logits,
             method,
             dataset,
             device=device,

@@ -1,0 +1,202 @@
+"""From views to predictions to accuracies, each against a loop that anyone can check."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ndavid.errors import DataError, TrainingError
+from ndavid.evaluation.classify import (
+    PerVideo,
+    accuracies,
+    classify,
+    confusion_matrix,
+    per_class_table,
+    per_video,
+)
+from ndavid.methods.classification import ClassificationMethod
+
+CPU = torch.device("cpu")
+NUM_CLASSES = 7
+
+
+class Views:
+    """Test views held in memory: 1 to 4 of them a video, some videos undecodable."""
+
+    def __init__(self, videos: int, views: int, bad: tuple[int, ...] = ()) -> None:
+        draw = torch.Generator().manual_seed(videos)
+        shape = (videos, views, 3, 2, 4, 4)
+        self.pixels = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+        self.labels = torch.randint(0, NUM_CLASSES, (videos,), generator=draw)
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.bad:
+            return {"label": 0, "index": index, "bad": [(f"{index}.mp4", "broken")]}
+        label = int(self.labels[index])
+        return {"video": self.pixels[index], "label": label, "index": index, "bad": []}
+
+
+class Linear(nn.Module):
+    """Logits of a clip: a fixed random projection of its pixels; dropout must be off at test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.project = nn.Linear(3 * 2 * 4 * 4, NUM_CLASSES)
+        for part in self.project.parameters():
+            nn.init.normal_(part, generator=torch.Generator().manual_seed(0))
+        self.sizes: list[int] = []
+
+    def forward(self, views: Tensor) -> Tensor:
+        self.sizes.append(len(views))
+        return self.project(self.dropout(views.flatten(1)))
+
+
+def method() -> ClassificationMethod:
+    return ClassificationMethod(Linear())
+
+
+@pytest.mark.parametrize(("views", "per_batch"), [(1, 1), (1, 8), (3, 4), (4, 1), (2, 100)])
+def test_probabilities_are_the_mean_of_each_views_softmax(views: int, per_batch: int) -> None:
+    dataset, model = Views(11, views), method().train()
+    found = classify(model, dataset, device=CPU, views_per_batch=per_batch)
+    assert model.training, "the mode is restored"
+    assert max(model.classifier.sizes) <= per_batch
+    model.eval()
+    for row, pixels in enumerate(dataset.pixels):
+        each = [model.logits(view.unsqueeze(0))[0].softmax(0) for view in pixels]
+        torch.testing.assert_close(found.values[row], torch.stack(each).mean(0))
+    assert found.labels.tolist() == dataset.labels.tolist()
+    assert found.indices.tolist() == list(range(11))
+
+
+def test_an_undecodable_video_is_an_error_that_names_it() -> None:
+    dataset = Views(5, 2, bad=(3,))
+    with pytest.raises(DataError, match=r"^3\.mp4: cannot be evaluated: broken$"):
+        classify(method(), dataset, device=CPU)
+
+
+def test_or_it_is_left_out_and_listed() -> None:
+    dataset = Views(5, 2, bad=(1, 3))
+    found = classify(method(), dataset, device=CPU, on_bad="skip")
+    assert found.indices.tolist() == [0, 2, 4]
+    assert found.bad == (("1.mp4", "broken"), ("3.mp4", "broken"))
+    whole = classify(method(), Views(5, 2), device=CPU)
+    torch.testing.assert_close(found.values, whole.values[[0, 2, 4]])
+
+
+def test_nothing_decodable_is_an_error_even_then() -> None:
+    with pytest.raises(DataError, match="no video could be evaluated"):
+        classify(method(), Views(2, 1, bad=(0, 1)), device=CPU, on_bad="skip")
+
+
+def test_a_broken_model_is_told_from_a_bad_one() -> None:
+    broken = method()
+    nn.init.constant_(broken.classifier.project.bias, torch.nan)
+    with pytest.raises(TrainingError, match="not finite"):
+        classify(broken, Views(2, 1), device=CPU)
+
+
+def predictions(num_videos: int = 200, num_classes: int = NUM_CLASSES) -> PerVideo:
+    draw = torch.Generator().manual_seed(num_videos + num_classes)
+    values = torch.rand(num_videos, num_classes, generator=draw)
+    labels = torch.randint(0, num_classes, (num_videos,), generator=draw)
+    values[torch.arange(num_videos), labels] += 0.2
+    return PerVideo(values / values.sum(1, keepdim=True), labels, torch.arange(num_videos))
+
+
+def test_accuracies_against_a_loop() -> None:
+    given = predictions()
+    top1, top5, of_class = 0, 0, [[] for _ in range(NUM_CLASSES)]
+    for row, label in zip(given.values.tolist(), given.labels.tolist(), strict=True):
+        order = sorted(range(NUM_CLASSES), key=lambda c: -row[c])
+        top1 += order[0] == label
+        top5 += label in order[:5]
+        of_class[label].append(order[0] == label)
+    found = accuracies(given)
+    assert found["top1"].value == top1 / 200 and found["top1"].n == 200
+    assert found["top5"].value == top5 / 200
+    means = [sum(hits) / len(hits) for hits in of_class]
+    assert found["mean_class_accuracy"].value == pytest.approx(sum(means) / NUM_CLASSES)
+    assert all(m.low < m.value < m.high for m in found.values())
+
+
+@pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
+def test_top5_is_reported_where_it_says_something(num_classes: int, has_top5: bool) -> None:
+    assert ("top5" in accuracies(predictions(50, num_classes))) == has_top5
+
+
+def test_confusion_matrix_against_a_loop() -> None:
+    given = predictions()
+    counts = [[0] * NUM_CLASSES for _ in range(NUM_CLASSES)]
+    for row, label in zip(given.values.tolist(), given.labels.tolist(), strict=True):
+        counts[label][row.index(max(row))] += 1
+    assert confusion_matrix(given).tolist() == counts
+
+
+def test_the_per_class_table_names_the_worst_confusion_and_empty_classes() -> None:
+    confusion = torch.tensor([[6, 1, 3], [0, 5, 0], [0, 0, 0]])
+    first, second, third = per_class_table(confusion, ["walk", "run", "sit"])
+    assert (first["correct"], first["videos"], first["accuracy"]) == (6, 10, 0.6)
+    assert (first["confused_with"], first["confused_videos"]) == ("sit", 3)
+    assert (second["accuracy"], second["confused_with"]) == (1.0, "")
+    assert third["accuracy"] is None and third["videos"] == 0
+
+
+def test_two_ranks_score_each_video_once(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path)],
+            env=os.environ
+            | {"RANK": str(index), "WORLD_SIZE": "2", "LOCAL_RANK": str(index)}
+            | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        text = process.communicate(timeout=120)[0].decode()
+        assert process.returncode == 0, text
+    alone = torch.stack([pixels_sum(v)[0] for v in Views(7, 2).pixels[:, :1].unbind(0)])
+    for index in range(2):
+        found = torch.load(tmp_path / f"rank{index}.pt", weights_only=True)
+        # Seven videos do not divide by two: a padding sampler would score one of them twice.
+        assert found["indices"].tolist() == [0, 1, 2, 3, 4, 5, 6]
+        torch.testing.assert_close(found["values"][:, 0], alone)
+        assert found["skipped"].tolist() == [0, 1, 2, 3, 5, 6]
+
+
+def pixels_sum(views: Tensor) -> Tensor:
+    return views.flatten(1).float().sum(1, keepdim=True)
+
+
+def one_rank(output: Path) -> None:
+    rank = int(os.environ["RANK"])
+    store = f"file://{output / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    compute: Callable[[Tensor], Tensor] = pixels_sum
+    found = per_video(compute, Views(7, 2), device=CPU, views_per_batch=3)
+    skipped = per_video(compute, Views(7, 2, bad=(4,)), device=CPU, on_bad="skip")
+    assert skipped.bad == (("4.mp4", "broken"),)
+    result = {"indices": found.indices, "values": found.values, "skipped": skipped.indices}
+    torch.save(result, output / f"rank{rank}.pt")
+    torch.distributed.barrier()
+    # Not gloo's own teardown, whose threads now and then abort a process that is done.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    one_rank(Path(sys.argv[1]))

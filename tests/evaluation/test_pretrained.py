@@ -1,0 +1,159 @@
+"""Loading encoders: what is in the file is in the model, and anything else is one clear error."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ndavid.engine import checkpoint as engine_checkpoint
+from ndavid.errors import CheckpointError, ConfigError
+from ndavid.evaluation.pretrained import ClassifierConfig, compare_with_file, load_classifier
+from ndavid.evaluation.protocol import file_digest
+from ndavid.evaluation.views import ViewsConfig
+from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.release import save_pretrained
+
+VIEWS = ViewsConfig(num_blocks=2, block_len=3, size=32)
+DPC_CONFIG = DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=3, pred_steps=1)
+
+
+@pytest.fixture(scope="module")
+def dpc() -> DPC:
+    torch.manual_seed(0)
+    return DPC(DPC_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def saved(dpc: DPC, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_pretrained(dpc, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(dpc: DPC, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
+    engine_checkpoint.save(folder, 7, model=state, state={"step": 7})
+    (folder / "config.yaml").write_text(
+        "model: {encoder: resnet2d3d10, num_blocks: 4, block_len: 3, pred_steps: 1}\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("head", ["dpc", "pool"])
+@pytest.mark.parametrize("source", ["saved", "run_folder"])
+def test_the_classifier_holds_the_files_encoder(
+    source: str, head: str, dpc: DPC, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(source)
+    config = ClassifierConfig(head=head)  # type: ignore[arg-type]
+    loaded = load_classifier(str(folder), config, VIEWS, 5, seed=0)
+    assert loaded.encoder == "resnet2d3d10"
+    for name, tensor in dpc.encoder.state_dict().items():
+        assert torch.equal(loaded.classifier.encoder.state_dict()[name], tensor), name
+    if head == "dpc":
+        for name, tensor in dpc.agg.state_dict().items():
+            assert torch.equal(loaded.classifier.agg.state_dict()[name], tensor), name
+    assert loaded.key_report["fraction"] == 1.0
+    weights = Path(loaded.source["path"])
+    assert weights.is_file() and loaded.source["sha256"] == file_digest(weights)
+    frames = VIEWS.num_blocks * VIEWS.block_len
+    logits = loaded.classifier.eval()(torch.zeros(1, 3, frames, 32, 32))
+    assert logits.shape == (1, 5)
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
+    config = ClassifierConfig(encoder="resnet2d3d10")
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        load_classifier("", config, VIEWS, 3, seed=seed).classifier.encoder.conv1.weight
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_comparison_sees_what_was_not_loaded() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    stored = {f"module.net.{name}": tensor.clone() for name, tensor in module.state_dict().items()}
+    assert compare_with_file(module, stored).fraction == 1.0
+
+    stored["module.net.0.weight"] += 1
+    del stored["module.net.1.bias"]
+    stored["extra.weight"] = torch.zeros(1)
+    report = compare_with_file(module, stored)
+    assert report.mismatched == ("0.weight",)
+    assert report.missing == ("1.bias",)
+    assert "extra.weight" in report.unexpected
+    assert report.fraction == 4 / 6
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("should-not-exist"),))
+
+
+def one_error(checkpoint: Path | str, **changes: str) -> str:
+    config = ClassifierConfig(**changes)  # type: ignore[arg-type]
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        load_classifier(str(checkpoint), config, VIEWS, 3, seed=0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["dpc", "pool"])
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, head: str) -> None:
+    assert f"{tmp_path / 'gone'}: no such checkpoint" in one_error(tmp_path / "gone", head=head)
+    (tmp_path / "text.pt").write_text("not weights")
+    assert "text.pt" in one_error(tmp_path / "text.pt", head=head)
+    (tmp_path / "text.safetensors").write_text("not weights")
+    assert "text.safetensors" in one_error(tmp_path / "text.safetensors", head=head)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in one_error(tmp_path / "empty", head=head)
+
+
+@pytest.mark.parametrize("head", ["dpc", "pool"])
+def test_a_pickle_with_code_is_refused_and_not_run(
+    tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": {"conv1.weight": RunsCode()}}, path)
+    assert "code" in one_error(path, head=head)
+    plain = tmp_path / "plain.pkl"
+    plain.write_bytes(pickle.dumps(RunsCode()))
+    one_error(plain, head=head)
+    assert not (tmp_path / "should-not-exist").exists()
+
+
+@pytest.mark.parametrize("head", ["dpc", "pool"])
+def test_another_encoder_than_asked_for_is_an_error(saved: Path, head: str) -> None:
+    message = one_error(saved, head=head, encoder="resnet2d3d18")
+    assert "resnet2d3d10" in message and "resnet2d3d18" in message
+
+
+def test_a_damaged_run_is_an_error(dpc: DPC, tmp_path: Path) -> None:
+    state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
+    target = engine_checkpoint.save(tmp_path, 7, model=state, state={"step": 7})
+    weights = target / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert str(tmp_path) in one_error(tmp_path)
+
+
+def test_random_weights_need_a_name_that_exists() -> None:
+    assert "name the encoder" in one_error("")
+    assert "resnet2d3d18" in one_error("", encoder="resnet2d3d81")
+
+
+def test_a_dpc_head_needs_blocks() -> None:
+    dense = ViewsConfig(sampling="dense")
+    with pytest.raises(ConfigError, match="sampling: blocks"):
+        load_classifier("", ClassifierConfig(encoder="resnet2d3d10"), dense, 3, seed=0)
