@@ -4,8 +4,8 @@
     python benchmarks/loading.py --clip VIDEO --backend decord
 
 A sample is DPC's: 40 frames, every third of 120, with the `dpc` augmentation (flip, crop, resize,
-gray, colour jitter in every frame) to 128 pixels. Everything runs on one core, and what is compared
-takes turns, so that whatever else the machine does falls on all of it.
+gray, colour jitter in every frame) to 128 pixels. Everything runs on one core. Times are processor
+time, which other programs cannot add to, and what is compared takes turns.
 
 * "PyAV alone" decodes the span from its start and turns the 40 frames into RGB arrays, with PyAV
   and nothing of ours, single-threaded, one converter for all frames (PyAV's quickest way).
@@ -139,14 +139,14 @@ def stages(path: Path, prepared: Path, backend: str) -> dict[str, Callable[[], o
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every run, taken in turns."""
+    """Milliseconds of processor time of every run, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 2):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if turn >= 2:  # the first two warm caches up
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((time.process_time() - start) * 1e3)
     return times
 
 
