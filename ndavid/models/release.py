@@ -123,6 +123,8 @@ class _Saved:
 
 def _read(path: Path) -> _Saved | None:
     """What a folder of ours holds; None for a file of another kind, which may be the original's."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
     if path.is_file() and path.name != _WEIGHTS:
         return None
     folder = path.parent if path.is_file() else path

@@ -248,7 +248,7 @@ def test_two_copies_of_the_cell_that_differ_are_refused() -> None:
 
 def test_what_is_no_original_checkpoint_is_named() -> None:
     state = original_state(18, running_stats=False)
-    with pytest.raises(CheckpointError, match="unknown key 'fc.weight'"):
+    with pytest.raises(CheckpointError, match=r"unknown key 'fc\.weight'"):
         load_dpc_release({**state, "fc.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no 2D3D-ResNet"):
         load_dpc_release({k: v for k, v in state.items() if "layer2.1" not in k})

@@ -1,0 +1,192 @@
+"""Saving, finding and matching weights; and files that are no checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ndavid.errors import CheckpointError
+from ndavid.models.batchnorm import has_running_stats
+from ndavid.models.classifier import EncoderClassifier
+from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.encoders import build_encoder
+from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
+from ndavid.models.state_files import read_state_dict
+
+CLIP = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+CONFIG = DpcConfig(encoder="resnet2d3d10", num_blocks=3, pred_steps=1)
+
+
+@pytest.fixture
+def dpc() -> DPC:
+    torch.manual_seed(0)
+    model = DPC(CONFIG)
+    model.encode(CLIP.unsqueeze(0))  # running statistics that are not the initial ones
+    return model.eval()
+
+
+def write_run(run: Path, dpc: DPC, step: int, *, complete: bool = True) -> Path:
+    """A run's folder as the engine leaves it, for a method that holds ``dpc``."""
+    folder = run / "checkpoints" / f"step_{step}"
+    folder.mkdir(parents=True)
+    state = {f"dpc.{key}": value.contiguous() for key, value in dpc.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (run / "config.yaml").write_text(
+        "dpc:\n  encoder: resnet2d3d10\n  num_blocks: 3\n  block_len: 5\n  pred_steps: 1\n"
+        "run:\n  epochs: 1\n"
+    )
+    if complete:
+        (folder / "complete.json").write_text(json.dumps({"step": step}))
+    return folder
+
+
+def test_a_dpc_comes_back_from_its_folder(tmp_path: Path, dpc: DPC) -> None:
+    save_pretrained(dpc, tmp_path)
+    for loaded in (load_dpc(tmp_path), DPC.from_pretrained(tmp_path).eval()):
+        assert loaded.config == CONFIG
+        assert torch.equal(loaded.encode(CLIP.unsqueeze(0)), dpc.encode(CLIP.unsqueeze(0)))
+        assert torch.equal(loaded.agg.cell.out_gate.weight, dpc.agg.cell.out_gate.weight)
+
+
+def test_an_encoder_comes_back_from_whatever_held_it(tmp_path: Path, dpc: DPC) -> None:
+    classifier = EncoderClassifier(dpc.encoder, 4)
+    for name, model in {"a": dpc, "b": dpc.encoder, "c": classifier}.items():
+        save_pretrained(model, tmp_path / name)
+        encoder = load_encoder(tmp_path / name)
+        assert not encoder.training and encoder.name == "resnet2d3d10"
+        assert torch.equal(encoder(CLIP), dpc.encoder(CLIP))
+
+
+def test_library_encoders_come_back(tmp_path: Path) -> None:
+    encoder = build_encoder("timm:test_resnet").eval()
+    save_pretrained(encoder.to(memory_format=torch.channels_last), tmp_path)
+    torch.testing.assert_close(load_encoder(tmp_path)(CLIP), encoder(CLIP), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_running_statistics_stay_missing(tmp_path: Path) -> None:
+    model = DPC(DpcConfig(encoder="resnet2d3d10", running_stats=False))
+    save_pretrained(model, tmp_path)
+    assert not has_running_stats(load_encoder(tmp_path))
+    assert not has_running_stats(load_dpc(tmp_path).encoder)
+
+
+def test_the_newest_complete_checkpoint_of_a_run_is_taken(tmp_path: Path, dpc: DPC) -> None:
+    other = DPC(CONFIG)
+    write_run(tmp_path, other, 9)
+    newest = write_run(tmp_path, dpc, 10)
+    write_run(tmp_path, other, 11, complete=False)
+    for path in (tmp_path, newest, newest / "model.safetensors"):
+        assert torch.equal(load_encoder(path)(CLIP), dpc.encoder(CLIP))
+        assert load_dpc(path).config == CONFIG
+
+
+def test_folders_that_hold_no_model_are_named(tmp_path: Path, dpc: DPC) -> None:
+    with pytest.raises(CheckpointError, match="not a saved model"):
+        load_encoder(tmp_path)
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        load_encoder(tmp_path / "nowhere.pth")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="without a complete checkpoint"):
+        load_encoder(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "checkpoints" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no config"):
+        load_encoder(tmp_path / "checkpoints")
+
+
+def test_weights_of_another_encoder_are_refused(tmp_path: Path, dpc: DPC) -> None:
+    save_pretrained(dpc, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder": "resnet2d3d50"}))
+    with pytest.raises(CheckpointError, match=r"\d%.*at least 95%"):
+        load_encoder(tmp_path)
+
+
+def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no encoder"):
+        save_pretrained(nn.Linear(2, 2), tmp_path)
+
+
+def test_the_report_says_what_matched() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    state = {
+        "net.0.weight": torch.ones(3, 2),
+        "net.0.bias": torch.ones(3),
+        "net.1.weight": torch.ones(5, 3),
+        "net.9.bias": torch.ones(1),
+        "other": torch.ones(1),
+    }
+    before = model[1].weight.clone()
+    report = load_matching(model, state, min_fraction=0.5, prefix="net.")
+    assert report.matched == ("0.bias", "0.weight")
+    assert report.missing == ("1.bias",)
+    assert report.mismatched == ("1.weight",)
+    assert report.unexpected == ("9.bias",)
+    assert report.fraction == 0.5
+    assert torch.equal(model[0].weight, torch.ones(3, 2))
+    assert torch.equal(model[1].weight, before)
+    assert "50.0%" in str(report) and "1.bias" in str(report)
+
+
+def test_too_few_matches_change_nothing() -> None:
+    model = nn.Linear(2, 3)
+    before = model.weight.clone()
+    with pytest.raises(CheckpointError, match=r"Linear under the prefix 'x.': 50.0%.*95%"):
+        load_matching(model, {"x.weight": torch.ones(3, 2)}, prefix="x.")
+    assert torch.equal(model.weight, before)
+
+
+def test_counters_of_batch_norm_do_not_count() -> None:
+    norm = nn.BatchNorm1d(2)
+    state = {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}
+    assert load_matching(norm, state, min_fraction=1.0).fraction == 1.0
+
+
+class Command:
+    """A pickle of this runs a command when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    content = {"state_dict": {"a": torch.zeros(1)}, "extra": Command(marker)}
+    torch.save(content, tmp_path / "new.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Command(marker)))
+    for name in ("new.pth", "old.pth"):
+        with pytest.raises(CheckpointError, match=rf"{name}: refused: .*code.*system"):
+            load_encoder(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"plain\.pth"):
+        load_encoder(tmp_path / "plain.pth")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint at all\n", bytes(range(256)) * 20, b"\x80\x02}q\x00."]
+)
+@pytest.mark.parametrize("name", ["file.pth", "model.safetensors"])
+def test_files_that_are_no_checkpoint_are_named(tmp_path: Path, content: bytes, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name) as error:
+        read_state_dict(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.randn(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"model\.pth"):
+        read_state_dict(path)
