@@ -4,9 +4,8 @@
         --config recipes/configs/dpc/ucf101_r18_nda-stitch.yaml \\
         --data.manifest data/ucf101 --run.output runs/ucf101-stitch
 
-Any key of the YAML can be set on the command line (``--nda.spec jigsaw:grid=3``); ``--help`` lists
-them. A run that was stopped goes on where it was when the command is given again. Several CPU
-processes: ``torchrun --nproc_per_node 2 recipes/pretrain_dpc.py ...``.
+Any key can be set on the command line (``--nda.spec jigsaw:grid=3``); ``--help`` lists them. A run
+that was stopped goes on when the command is given again. Several CPU processes: ``torchrun``.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from ndavid.data.sampling import DpcBlocks, usable
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, VideoDataConfig, collate
 from ndavid.engine.optim import OptimConfig
+from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.errors import ConfigError
 from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
@@ -35,7 +35,7 @@ from ndavid.nda.preview import preview
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    """How predictions and targets are compared; the defaults are DPC's raw dot product."""
+    """How predictions meet targets; the defaults are DPC's raw dot product."""
 
     temperature: float = 1.0
     """Divides the similarities."""
@@ -59,10 +59,7 @@ class PretrainDpcConfig:
 def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
     """The training clips, in DPC's blocks, augmented."""
     if not config.data.manifest:
-        raise ConfigError(
-            "data.manifest is empty; give the folder that datasets/prepare.py wrote, "
-            "e.g. --data.manifest data/ucf101"
-        )
+        raise ConfigError("data.manifest is empty; give the folder datasets/prepare.py wrote")
     manifest = read_manifest(config.data.manifest)
     sampler = DpcBlocks(
         num_blocks=config.model.num_blocks,
@@ -96,13 +93,13 @@ def draw_negatives(method: DpcMethod, dataset: ClipDataset) -> list[Picture]:
 def main() -> None:
     config = parse(PretrainDpcConfig, sys.argv[1:], description=__doc__ or "")
     dataset = build_dataset(config)
-    torch.manual_seed(config.run.seed)  # The initial weights; the engine seeds every step itself.
-    method = DpcMethod(
-        config.model,
-        config.nda,
-        temperature=config.objective.temperature,
-        normalize=config.objective.normalize,
-    )
+    with seeded(config.run.seed, "init"):
+        method = DpcMethod(
+            config.model,
+            config.nda,
+            temperature=config.objective.temperature,
+            normalize=config.objective.normalize,
+        )
     result = fit(
         method,
         dataset,

@@ -1,4 +1,4 @@
-"""The recipe as a user starts it: real clips in, a run directory out; kills, two ranks, bad input."""
+"""The recipe as a user starts it: real clips, a run directory, kills, two ranks, bad input."""
 
 from __future__ import annotations
 

@@ -141,7 +141,13 @@ def _encode(
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": str(settings.crf), "preset": settings.preset, "bf": "0"}
+        # fastdecode: 5% larger, but quicker to read, which is what these files are for.
+        stream.options = {
+            "crf": str(settings.crf),
+            "preset": settings.preset,
+            "tune": "fastdecode",
+            "bf": "0",
+        }
         for frame in frames:
             pixels = frame.permute(1, 2, 0).contiguous().numpy()
             image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
