@@ -9,16 +9,13 @@ Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists ever
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from ndavid.config import parse, run_main
 from ndavid.evaluation.linear import LinearConfig, run
 
 
 def main() -> None:
-    config = parse(LinearConfig, sys.argv[1:], description=__doc__ or "")
-    result = run(config)
-    print(f"{result.summary()}\n{Path(config.output) / 'report.html'}")
+    run(parse(LinearConfig, sys.argv[1:], description=__doc__ or ""))
 
 
 if __name__ == "__main__":

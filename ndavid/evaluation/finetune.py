@@ -31,6 +31,7 @@ from ndavid.data.sampling import usable
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
 from ndavid.engine import checkpoint
+from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
@@ -116,6 +117,7 @@ def run(config: FinetuneConfig) -> Result:
     Raises:
         ConfigError, CheckpointError, DataError, TrainingError: See ``errors``; each in one line.
     """
+    make_accelerator(device=config.run.device)  # Ranks know each other before they print or load.
     manifest = open_manifest(config.manifest)
     results = [_Fold(config, manifest, fold).run() for fold in config.folds]
     result = pool_confusions(mean_over_folds(results))

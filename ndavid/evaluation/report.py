@@ -131,7 +131,7 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
 def write_outputs(
     result: Result, config: Any, output: str | os.PathLike[str], manifest: str
 ) -> Result:
-    """Writes ``result.json`` and ``report.html`` into ``output`` on rank 0; returns the result.
+    """Writes and prints the result on rank 0 (``result.json``, ``report.html``); returns it.
 
     Args:
         result: Gets the resolved config.
@@ -152,7 +152,8 @@ def write_outputs(
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
         videos=read_manifest(manifest).root,
     )
-    write_report(report, folder / REPORT_FILE)
+    page = write_report(report, folder / REPORT_FILE)
+    print(f"{result.summary()}\n{page}")
     return result
 
 

@@ -76,12 +76,14 @@ def weights_of(output: Path) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns_colours_and_writes_everything_down(config: Build, tmp_path: Path) -> None:
-    result = run(config(epochs=12))
+    optim = OptimConfig(name="adamw", lr=1e-3, weight_decay=1e-3, schedule="cosine")
+    length = RunConfig(epochs=16, batch_size=6, num_workers=0, device="cpu")
+    result = run(config(optim=optim, run=length))
     assert result.task == "scratch" and result.checkpoint == {}
     assert result.metrics["top1"].value == 1.0
     assert result.metrics["top1"].n == result.protocol.num_videos == 6
     assert result.chance == pytest.approx(1 / 3)
-    assert result.protocol.selection == "last step (36)"
+    assert result.protocol.selection == "last step (32)"
     assert result.protocol.clips == 2 and result.protocol.manifest.endswith("/manifest.csv")
     assert result.details["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 2]]
     assert load_result(tmp_path / "out" / "result.json") == result
@@ -290,8 +292,11 @@ def test_two_ranks_train_and_score_each_video_once(
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config(epochs=2, validation=0.25)))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + ["eval/finetune.py", "--config", str(path), "--run.batch_size", "2"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "eval/finetune.py"),
+            *("--config", str(path), "--run.batch_size", "2"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
