@@ -8,9 +8,9 @@ READY  := $(VENV)/.ready
 
 help:
 	@echo "make demo       pretrain, fine-tune and report on synthetic clips (about 10 minutes, 2 cores)"
-	@echo "make test       the test suite (under 15 minutes, 2 cores, no GPU)"
+	@echo "make test       lint and the test suite (under 15 minutes, 2 cores, no GPU)"
 	@echo "make test-slow  the long tests that 'make test' leaves out"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff and mypy alone"
 	@echo "make bench      the speed tables under benchmarks/"
 
 setup: $(READY)
@@ -24,8 +24,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
 
-test: $(READY)
-	$(BIN)/python -m ruff check .
+test: lint
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
@@ -37,8 +36,8 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/nda_ops.py
-	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/nda_ops.py --output runs/bench/nda_ops.json
+	$(BIN)/python benchmarks/loading.py --output runs/bench/loading.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

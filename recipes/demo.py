@@ -18,17 +18,12 @@ import time
 from pathlib import Path
 
 from ndavid.cli import main as ndavid_command
+from ndavid.config import run_main
 from ndavid.data.synthetic import write_motion_clips
 from ndavid.errors import NdavidError
+from ndavid.evaluation import report
 from ndavid.evaluation.protocol import Result, load_result
-from ndavid.evaluation.report import (
-    CurveGroup,
-    Picture,
-    Report,
-    ReportRow,
-    format_table,
-    write_report,
-)
+from ndavid.evaluation.report import ReportRow
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {"none": "demo_r10.yaml", "nda": "demo_r10_nda-temporal.yaml"}
@@ -38,18 +33,16 @@ def call(script: str, *arguments: str) -> None:
     """Runs one of the project's scripts with this Python, after printing the command."""
     command = [sys.executable, script, *arguments]
     print("\n$ python " + shlex.join(command[1:]), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT)
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise NdavidError(f"{script} failed; its own message stands above")
 
 
 def prepare_clips(folder: Path) -> Path:
     """Writes the synthetic clips and their manifest; returns the prepared folder."""
     clips, prepared = folder / "clips", folder / "prepared"
-    if not (clips / "classInd.txt").exists():
-        write_motion_clips(clips)
-    if not (prepared / "manifest.csv").exists():
-        places = {"--videos": clips, "--annotations": clips, "--output": prepared}
-        options = [word for option, path in places.items() for word in (option, str(path))]
-        call("datasets/prepare.py", "ucf101", *options)
+    write_motion_clips(clips)
+    source = ("--videos", str(clips), "--annotations", str(clips))
+    call("datasets/prepare.py", "ucf101", *source, "--output", str(prepared))
     return prepared
 
 
@@ -78,26 +71,28 @@ def finetune(folder: Path, prepared: Path, name: str, checkpoint: Path | None) -
     return load_result(output / "result.json")
 
 
-def draw_ops(folder: Path) -> Picture:
+def draw_ops(folder: Path) -> report.Picture:
     """The gallery of ops on one of the clips."""
     picture = folder / "ops.png"
     first, second = sorted((folder / "clips").glob("*/*.mp4"))[0:31:30]
     ndavid_command(
         ["preview", "--input", str(first), "--partner", str(second), "--output", str(picture)]
     )
-    return Picture(title="The negatives", image=picture, caption="Each row is one op on one clip.")
+    return report.Picture(
+        title="The negatives", image=picture, caption="Each row is one op on one clip."
+    )
 
 
 def write_page(folder: Path, rows: list[ReportRow], runs: dict[str, Path]) -> Path:
     """One page with the table, the curves, the gallery and each evaluation."""
-    report = Report(
+    page = report.Report(
         title="ndavid demo",
         lead="DPC on synthetic clips whose classes differ only in motion. One seed, small budget.",
         rows=rows,
-        curves=[CurveGroup(title="Pretraining", runs=runs)],
+        curves=[report.CurveGroup(title="Pretraining", runs=runs)],
         pictures=[draw_ops(folder)],
     )
-    return write_report(report, folder / "report.html")
+    return report.write_report(page, folder / "report.html")
 
 
 def run(folder: Path) -> None:
@@ -111,25 +106,16 @@ def run(folder: Path) -> None:
         for name, checkpoint in names.items()
     ]
     page = write_page(folder, rows, checkpoints)
-    print(f"\n{format_table(rows)}")
+    print(f"\n{report.format_table(rows)}")
     print(f"\none seed and a small budget: read the intervals. {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
-    folder = parser.parse_args().output.resolve()
-    try:
-        run(folder)
-    except NdavidError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: step failed with exit code {error.returncode}; see above", file=sys.stderr)
-        return error.returncode
-    return 0
+    run(parser.parse_args().output.resolve())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
