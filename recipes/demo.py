@@ -4,8 +4,7 @@
 
 It writes about 240 small mp4 clips whose classes differ only in motion, pretrains DPC twice at the
 same budget (without and with negatives), fine-tunes both and a random encoder, and prints top-1
-with its interval beside chance. Every command it runs is printed and can be run by hand. Steps that
-are done are not done again; delete the output folder to start over.
+with its interval beside chance. Every command is printed. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def run(folder: Path) -> None:
     ]
     page = write_page(folder, rows, checkpoints)
     print(f"\n{report.format_table(rows)}")
-    print(f"\none seed and a small budget: read the intervals. {time.monotonic() - started:.0f} s")
+    print(f"\none seed, a small budget: read the intervals. {time.monotonic() - started:.0f} s")
     print(f"report: {page}")
 
 

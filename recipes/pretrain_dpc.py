@@ -10,9 +10,9 @@ that was stopped goes on when the command is given again. Several CPU processes:
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -80,14 +80,14 @@ def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
     )
 
 
-def draw_negatives(method: DpcMethod, dataset: ClipDataset) -> list[Picture]:
-    """What the run's op does to an augmented training clip; empty for a run without NDA."""
+def draw_negatives(method: DpcMethod, dataset: ClipDataset, output: Path) -> list[Picture]:
+    """Writes what the run's op does to a training clip; nothing for a run without NDA."""
     if method.operation is None:
         return []
     clips = torch.stack([dataset[index, 0]["video"] for index in (0, len(dataset) // 2)])
-    png = io.BytesIO()
-    preview(clips, [method.operation]).save(png, "PNG")
-    return [Picture(title="The negatives", image=png.getvalue(), caption=method.nda.spec)]
+    picture = output / "negatives.png"
+    preview(clips, [method.operation]).save(picture)
+    return [Picture(title="The negatives", image=picture, caption=method.nda.spec)]
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def main() -> None:
     )
     if rank() == 0:
         curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
-        pictures = draw_negatives(method, dataset)
+        pictures = draw_negatives(method, dataset, result.output)
         page = Report(title=f"DPC: {result.output.name}", curves=curves, pictures=pictures)
         print(write_report(page, result.output / "report.html"))
 
