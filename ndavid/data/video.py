@@ -7,9 +7,12 @@ it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -90,6 +93,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.backend = backend
         self.on_error = on_error
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what an index means: path, label and length of every clip, in order.
+
+        Hexadecimal. The folder, the sampler and the backend are no part of it, so that data may
+        move. A run that goes on after another digest would go on with other clips.
+        """
+        digest = hashlib.sha256()
+        for record in self.records:
+            line = json.dumps([record.path, record.label, record.num_frames])
+            digest.update(f"{line}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.records)

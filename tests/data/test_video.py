@@ -46,6 +46,33 @@ def clips(folder: Path, records: list[ClipRecord], **keys) -> ClipDataset:
     )
 
 
+def test_digest_tells_what_the_indices_mean(tmp_path: Path) -> None:
+    """No file is opened for it: these do not exist."""
+    first, second = record("a.mp4", label=0), record("b.mp4", label=1)
+    digest = clips(tmp_path, [first, second]).digest
+    assert len(digest) == 64 and int(digest, 16)
+    others = [
+        [second, first],
+        [first],
+        [first, second, second],
+        [first, record("c.mp4", label=1)],
+        [first, record("b.mp4", label=2)],
+        [first, record("b.mp4", label=1, num_frames=61)],
+        [record("b.mp4", label=0), record("a.mp4", label=1)],
+    ]
+    assert len({digest, *(clips(tmp_path, other).digest for other in others)}) == 1 + len(others)
+
+
+def test_digest_does_not_see_where_or_how_clips_are_read(tmp_path: Path) -> None:
+    known = [record("a.mp4"), record("b.mp4")]
+    digest = clips(tmp_path, known).digest
+    assert clips(tmp_path / "moved", known, backend="decord", on_error="next").digest == digest
+    verified = [record("a.mp4", decord_ok=True), record("b.mp4", decord_ok=False)]
+    assert clips(tmp_path, verified).digest == digest
+    transform = train_transform(AugmentConfig(preset="none", size=16))
+    assert ClipDataset(known, tmp_path, DenseClip(num_frames=4), transform).digest == digest
+
+
 class Keys:
     """A batch sampler as the engine's: batches of (index, seed)."""
 
