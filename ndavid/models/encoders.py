@@ -24,6 +24,11 @@ from ndavid.models.resnet2d3d import DEPTHS, ResNet2d3d
 
 Triple = tuple[int, int, int]
 
+
+class ClipSizeError(ConfigError, ValueError):
+    """Clips of a length or size that the encoder does not take."""
+
+
 # The networks of pytorchvideo.models.hub that read one clip and hold a map before their head.
 _PYTORCHVIDEO_NETS = (
     *("c2d_r50", "csn_r101", "i3d_r50", "r2plus1d_r50", "slow_r50"),
@@ -151,7 +156,7 @@ def _channels_out(body: nn.Module) -> int:
 class MvitEncoder(Encoder):
     """A multiscale vision transformer, whose tokens after the last block are laid out as a map.
 
-    Its position tables fix the clip size (T, H, W): any other raises ValueError.
+    Its position tables fix the clip size (T, H, W): any other raises ClipSizeError.
     """
 
     def __init__(self, blocks: nn.ModuleList, clip_size: Triple, grid: Triple, width: int) -> None:
@@ -163,9 +168,9 @@ class MvitEncoder(Encoder):
 
     def forward(self, clips: Tensor) -> Tensor:
         if tuple(clips.shape[2:]) != self.clip_size:
-            raise ValueError(
-                f"{self.name} takes clips of (T, H, W) = {self.clip_size} only, "
-                f"got {tuple(clips.shape[2:])}"
+            raise ClipSizeError(
+                f"{self.name} takes clips of (T, H, W) = {self.clip_size} only, got "
+                f"{tuple(clips.shape[2:])}: change the clips, or take a convolutional encoder"
             )
         tokens, grid = self.embed(clips), self.grid
         for block in self.blocks:
@@ -263,7 +268,7 @@ class FrameEncoder(Encoder):
         try:
             maps = self.frames(frames)[-1]
         except AssertionError as error:  # timm's way of saying that the size does not fit
-            raise ValueError(f"{self.name} does not take these frames: {error}") from error
+            raise ClipSizeError(f"{self.name} does not take these frames: {error}") from error
         pattern = "(b t) h w d -> b d t h w" if self._channels_last else "(b t) d h w -> b d t h w"
         return rearrange(maps, pattern, b=len(clips))
 

@@ -59,14 +59,16 @@ def test_transformers_give_maps_of_their_own_clip_size(name: str, size: int) -> 
 
 @pytest.mark.parametrize("name", ["torchvision:mvit_v2_s", "pytorchvideo:mvit_base_16x4"])
 def test_a_fixed_clip_size_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=r"\(16, 224, 224\) only, got \(5, 64, 64\)"):
+    with pytest.raises(ConfigError, match=r"\(16, 224, 224\) only, got \(5, 64, 64\)") as caught:
         build_encoder(name)(torch.randn(1, 3, 5, 64, 64))
+    assert isinstance(caught.value, ValueError)
 
 
 def test_a_fixed_image_size_is_named() -> None:
     encoder = build_encoder("timm:vit_tiny_patch16_224")
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 .*224"):
+    with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 .*224") as caught:
         encoder(torch.randn(1, 3, 2, 64, 64))
+    assert isinstance(caught.value, ValueError)
 
 
 def test_timm_frames_are_encoded_each_by_itself_and_in_order() -> None:
