@@ -9,6 +9,9 @@
 
 It is written under a temporary name, every file and the folder synced, then renamed. A kill, a full
 disk or a lost machine leaves the earlier checkpoints as they were, and no half of a new one.
+
+Later steps than the one being saved are left from a run that resumed before them because they were
+damaged: they become ``.damaged-step_N``, for their owner to look at, and are never resumed from.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def save(
     ema: Mapping[str, Tensor] | None = None,
     keep: int = 0,
 ) -> Path:
-    """Writes ``run_dir/checkpoints/step_N`` and then removes all but the ``keep`` newest.
+    """Writes ``run_dir/checkpoints/step_N``; of the earlier ones, whole ones stay up to ``keep``.
 
     Args:
         run_dir: the run's folder.
@@ -70,7 +73,7 @@ def save(
         model: tensors by name.
         state: plain containers, numbers, strings and tensors.
         ema: averaged tensors by name.
-        keep: how many checkpoints stay; 0 keeps all.
+        keep: how many whole checkpoints stay, this one included; 0 keeps all.
 
     Raises:
         CheckpointError: it could not be written (a full disk); earlier ones are untouched.
@@ -91,9 +94,7 @@ def save(
         raise CheckpointError(
             f"{target}: could not be saved: {_reason(error)}; {describe_last(run_dir)}"
         ) from error
-    if keep:
-        for old in _step_folders(run_dir)[keep:]:
-            _remove(old)
+    _rotate(run_dir, target, keep)
     return target
 
 
@@ -165,6 +166,37 @@ def describe_last(run_dir: Path) -> str:
     """For messages: which checkpoint a run can go on from."""
     last = latest_complete(run_dir)
     return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
+
+
+def _rotate(run_dir: Path, saved: Path, keep: int) -> None:
+    """Sets later checkpoints aside and, with ``keep``, removes all but the newest whole ones.
+
+    A damaged one does not count: counted, it would push out the last that can be resumed from.
+    """
+    folders = _step_folders(run_dir)
+    position = folders.index(saved)
+    for later in folders[:position]:
+        _set_aside(later)
+    kept = 1
+    for earlier in folders[position + 1 :] if keep else []:
+        if kept < keep and _is_whole(earlier):
+            kept += 1
+        else:
+            _remove(earlier)
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f".damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _verify(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _write(

@@ -59,6 +59,30 @@ def test_rotation_keeps_the_newest_by_number_not_by_name(tmp_path: Path) -> None
     assert len(names(tmp_path)) == 3
 
 
+def test_rotation_does_not_count_damaged_ones(tmp_path: Path) -> None:
+    for step in (30, 40, 50):
+        write(tmp_path, step)
+    damage_flip(tmp_path / "checkpoints" / "step_50")
+    write(tmp_path, 60, keep=2)
+    assert names(tmp_path) == ["step_40", "step_60"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_a_damaged_later_one_neither_stays_in_the_way_nor_pushes_out_a_good_one(
+    tmp_path: Path, keep: int
+) -> None:
+    write(tmp_path, 50)
+    damage_truncate(write(tmp_path, 100))
+    write(tmp_path, 60, keep=keep)
+    left = ["step_60"] if keep == 1 else ["step_50", "step_60"]
+    assert names(tmp_path) == [".damaged-step_100", *left]
+    assert checkpoint.load(tmp_path).step == 60
+    # The run comes past that step again, and the new one may be damaged in its turn.
+    damage_truncate(write(tmp_path, 100, keep=keep))
+    write(tmp_path, 70, keep=keep)
+    assert checkpoint.load(tmp_path).step == 70
+
+
 def test_paths_that_mean_a_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 9)
     newest = write(tmp_path, 10)
