@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from ndavid.engine import checkpoint
 from ndavid.errors import CheckpointError
 
 ENGINE = Path(__file__).with_name("engine")
@@ -38,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, str(ENGINE / "two_ranks.py"), f"--run.output={root}"],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -88,6 +89,18 @@ def test_the_learning_rate_does_not_know_the_number_of_ranks(root: Path, one_ran
 @pytest.mark.parametrize("name", ["plain", "random"])
 def test_ranks_end_with_the_same_weights_and_queue(ranks: list[dict[str, Any]], name: str) -> None:
     assert ranks[0][name] == ranks[1][name]
+
+
+def test_ranks_validate_and_end_with_the_same_running_statistics(
+    ranks: list[dict[str, Any]], root: Path
+) -> None:
+    first, second = (seen["averaged"] for seen in ranks)
+    assert [len(seen["at_epoch_ends"]) for seen in (first, second)] == [2, 2]
+    assert "encoder.1.running_var" in first["state"]
+    assert first["at_epoch_ends"][0][1] is not None
+    assert first == second
+    saved = checkpoint.load(root / "averaged").model
+    assert {name: value.tolist() for name, value in saved.items()} == first["state"]
 
 
 def test_only_the_first_rank_writes(root: Path) -> None:

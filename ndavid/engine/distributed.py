@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from torch import nn
 
 from ndavid.collectives import world_size
 from ndavid.errors import ConfigError
@@ -122,3 +123,18 @@ def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
     tensor = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(tensor, group=_cpu_group())
     return dict(zip(values, (tensor / world_size()).tolist(), strict=True))
+
+
+@torch.no_grad()
+def share_buffers(module: nn.Module) -> None:
+    """Gives every rank rank 0's buffers, which are those that checkpoints keep.
+
+    DDP does so at the start of a forward only: after the last one each rank has the running
+    statistics of its own batches. Every rank must call it at the same point.
+    """
+    if world_size() == 1:
+        return
+    for buffer in module.buffers():
+        whole = buffer.detach().contiguous()
+        dist.broadcast(whole, src=0)
+        buffer.copy_(whole)

@@ -37,6 +37,7 @@ from ndavid.engine.distributed import (
     gather_objects,
     make_accelerator,
     mean_over_ranks,
+    share_buffers,
 )
 from ndavid.engine.finite import FiniteWatch, check_parameters
 from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, to_device
@@ -437,6 +438,7 @@ class _Loop:
         self.bad_clips.check()
 
     def _validate(self, step: int, on_epoch_end: EpochHook) -> None:
+        self._share_buffers()
         self.method.eval()
         epoch = step // self.steps_per_epoch
         ema = None if self.ema is None else self.ema.module
@@ -446,6 +448,12 @@ class _Loop:
             self.tracker.log(step, epoch - 1, values)
         self.model.train()
         self.watch.restart()
+
+    def _share_buffers(self) -> None:
+        """Running statistics are rank 0's on every rank, as in the checkpoint."""
+        share_buffers(self.method)
+        if self.ema is not None:
+            share_buffers(self.ema.module)
 
     # Saving and leaving
 
@@ -491,6 +499,7 @@ class _Loop:
         if self.saved is None:
             self._save(step)
         assert self.saved is not None
+        self._share_buffers()
         if self.bad_clips.found:
             self.tracker.say(
                 f"{len(self.bad_clips)} of {self.sampler.num_samples} clips could not be used; "

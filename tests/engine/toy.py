@@ -17,7 +17,7 @@ from ndavid.collectives import gather_without_grad, rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import EpochEnd, RunConfig, RunResult, fit
+from ndavid.engine.runner import EpochEnd, EpochHook, RunConfig, RunResult, fit
 from ndavid.errors import DataError
 
 CLASSES = 4
@@ -130,14 +130,24 @@ def collate(samples: list[dict[str, object]]) -> dict[str, object]:
     return batch
 
 
-def train(config: ToyConfig, dataset: ToyDataset | None = None) -> tuple[RunResult, ToyMethod]:
+def validate(end: EpochEnd) -> dict[str, float]:
+    torch.rand(3)  # a hook may use the default generator as it likes
+    return {"weight": float(sum(p.detach().abs().sum() for p in end.method.parameters()))}
+
+
+def train(
+    config: ToyConfig, dataset: ToyDataset | None = None, hook: EpochHook = validate
+) -> tuple[RunResult, ToyMethod]:
     with seeded(config.run.seed, "init"):
         method = ToyMethod(config)
-    return train_method(method, config, dataset), method
+    return train_method(method, config, dataset, hook), method
 
 
 def train_method(
-    method: nn.Module, config: ToyConfig, dataset: ToyDataset | None = None
+    method: nn.Module,
+    config: ToyConfig,
+    dataset: ToyDataset | None = None,
+    hook: EpochHook = validate,
 ) -> RunResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the net is too small for more to help
@@ -149,15 +159,10 @@ def train_method(
             optim=config.optim,
             config_yaml=to_yaml(config),
             collate=collate,
-            on_epoch_end=validate,
+            on_epoch_end=hook,
         )
     finally:
         torch.set_num_threads(threads)
-
-
-def validate(end: EpochEnd) -> dict[str, float]:
-    torch.rand(3)  # a hook may use the default generator as it likes
-    return {"weight": float(sum(p.detach().abs().sum() for p in end.method.parameters()))}
 
 
 def main() -> None:

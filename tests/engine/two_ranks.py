@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import toy
+from torch import nn
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main
 from ndavid.engine.distributed import agree, from_main, gather_objects, mean_over_ranks
+from ndavid.engine.runner import EpochEnd
 from ndavid.errors import NdavidError
 
 
@@ -27,8 +29,15 @@ def main() -> None:
         config = parse(toy.ToyConfig)
         config.run.output = str(root / name)
         change(config)
+        at_epoch_ends: list[Any] = []
+
+        def hook(end: EpochEnd) -> dict[str, float]:
+            averaged = None if end.ema is None else as_lists(end.ema)
+            at_epoch_ends.append([as_lists(end.method), averaged])
+            return toy.validate(end)
+
         try:
-            result, method = toy.train(config)
+            result, method = toy.train(config, hook=hook)
         except NdavidError as error:
             seen[name] = {"error": type(error).__name__, "message": str(error)}
             return
@@ -38,11 +47,14 @@ def main() -> None:
             "last_metrics": result.last_metrics,
             "head": method.head.weight.detach().tolist(),
             "queue": method.queue.tolist(),
+            "state": as_lists(method),
+            "at_epoch_ends": at_epoch_ends,
         }
 
     attempt("plain", plain)
     attempt("accumulated", accumulated)
     attempt("random", lambda config: None)
+    attempt("averaged", averaged)
     attempt("nan_on_one", nan_on_one)
     attempt("bad", bad)
     attempt("too_bad", too_bad)
@@ -52,6 +64,15 @@ def main() -> None:
     seen["gathered"] = gather_objects(f"rank {rank()}")
     seen["mean"] = mean_over_ranks({"a": float(rank()), "b": 2.0})
     (root / f"rank{rank()}.json").write_text(json.dumps(seen))
+
+
+def as_lists(module: nn.Module) -> dict[str, Any]:
+    return {name: value.tolist() for name, value in module.state_dict().items()}
+
+
+def averaged(config: toy.ToyConfig) -> None:
+    # The last epoch is cut short: the run ends without a hook.
+    config.run.ema_decay, config.run.max_steps = 0.9, 13
 
 
 def plain(config: toy.ToyConfig) -> None:
