@@ -3,9 +3,10 @@
 Two spans. ``block`` lays the blocks side by side as channels, so that one draw acts inside every
 block alike; ``clip`` joins them in time, so that frames may move from block to block.
 
-A dense model encodes every block by itself. Whole blocks in another order therefore give the very
-same features in another order, the row's own positive among them: `refuse_whole_block_moves` keeps
-such operations from serving as false targets.
+A dense model encodes every block by itself. A cell that shows what another block shows there would
+therefore be encoded to a true target, the row's own positive as likely as not. `without_repeats`
+takes such cells out, draw by draw; `refuse_whole_block_moves` refuses early the operations that
+make little else.
 """
 
 from __future__ import annotations
@@ -78,10 +79,31 @@ def changed_cells(changed: Tensor, grid: tuple[int, int], min_changed: float) ->
     return shares >= min_changed - 1e-4
 
 
+def without_repeats(broken: BrokenBlocks, blocks: Tensor) -> BrokenBlocks:
+    """Counts as changed only what differs from every block (B, N, C, T, H, W) of its own sample.
+
+    For blocks that are encoded one by one and were broken with ``span="clip"``, which may put the
+    cell of one block, all its frames, into the same cell of another. The pixels themselves are
+    compared, so that a clip that repeats itself (a loop, a still background) is found out too. A
+    pixel's share of changed frames is the least over all blocks.
+    """
+    frames, height, width = broken.blocks.shape[-3:]
+    after = rearrange(broken.blocks, "(k b) n c t h w -> k b n c t h w", b=len(blocks))
+    changed = broken.changed
+    for shift in range(blocks.shape[1]):
+        before = blocks.roll(shift, dims=1)[..., :frames, :height, :width]
+        differs = (after != before).any(dim=3)
+        share = reduce(differs.float(), "k b n t h w -> (k b) n h w", "mean")
+        changed = torch.minimum(changed, share)
+    return broken._replace(changed=changed)
+
+
 def refuse_whole_block_moves(
     operation: NegativeAugmentation, spec: str, *, num_blocks: int, block_len: int
 ) -> None:
     """ConfigError if, across blocks, ``operation`` puts a whole block where another one was.
+
+    `without_repeats` would take those blocks out, and little or nothing would be left.
 
     Found by trying: the operation breaks a clip whose pixels are all different, and every output
     block is compared with every other input block of its sample.

@@ -7,7 +7,8 @@ Every prediction p[b, i, c] (sample, step, cell) is one row of a softmax. Its po
 f[b, i, c]; its negatives are all other targets of the batch, on all ranks; its NDA negatives, the
 features of clips broken on purpose. Three decisions keep those from being positives in disguise:
 
-* A cell that the operation left alone is masked, and so is a clip flagged as static.
+* A cell that the operation left alone is masked, and so is a clip flagged as static. Across blocks
+  (``nda.span=clip``), a cell that came from the same cell of another block counts as left alone.
 * A row meets the *same cell* of the broken maps (``nda.align``). A jigsaw moves the row's positive,
   all but intact, to another cell; and broken copies of other cells are broken copies of what are
   easy negatives anyway.
@@ -40,6 +41,7 @@ from ndavid.methods.broken_blocks import (
     break_blocks,
     changed_cells,
     refuse_whole_block_moves,
+    without_repeats,
 )
 from ndavid.methods.nda_columns import NdaColumns, dense_rows, nda_columns
 from ndavid.methods.nda_config import NdaConfig
@@ -78,7 +80,9 @@ class DpcMethod(nn.Module):
         self.unit_length = normalize
         self.pixels = Normalize()
         self.dpc = DPC(dpc)
-        if self.operation is not None and self.nda.span == "clip" and self.nda.where != "context":
+        # Targets are blocks encoded one by one; a past is read in order, and may be reordered.
+        self.may_repeat_targets = self.nda.span == "clip" and self.nda.where != "context"
+        if self.operation is not None and self.may_repeat_targets:
             refuse_whole_block_moves(
                 self.operation,
                 self.nda.spec,
@@ -142,13 +146,16 @@ class DpcMethod(nn.Module):
     ) -> NdaColumns | None:
         if self.operation is None:
             return None
+        originals = self._blocks_to_break(blocks)
         broken = break_blocks(
             self.operation,
-            self._blocks_to_break(blocks),
+            originals,
             span=self.nda.span,
             draws=self.nda.per_sample,
             generator=generator,
         )
+        if self.may_repeat_targets:
+            broken = without_repeats(broken, originals)
         features = self._encode_broken(broken.blocks)
         used = self._used_cells(broken, features)
         # A broken past gives a false prediction, whose counterpart is the true target.

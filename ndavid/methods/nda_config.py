@@ -34,7 +34,8 @@ class NdaConfig:
     """Which cells of a broken map a row meets. The default, because an operation that moves
     content (a jigsaw) puts the row's own positive, all but intact, into another cell."""
     span: Literal["block", "clip"] = "block"
-    """One draw acts inside each block alike, or on the chosen blocks joined in time."""
+    """One draw acts inside each block alike, or on the chosen blocks joined in time. Joined, what
+    equals the same place of another block counts as unchanged (unless the past is broken)."""
     weight: float = 1.0
     """How many times an NDA negative counts in the denominator; 0 takes it out of the loss."""
     scale: float = 1.0

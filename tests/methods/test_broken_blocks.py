@@ -10,7 +10,12 @@ from torch import Tensor
 
 from ndavid import nda
 from ndavid.errors import ConfigError
-from ndavid.methods.broken_blocks import break_blocks, changed_cells, refuse_whole_block_moves
+from ndavid.methods.broken_blocks import (
+    break_blocks,
+    changed_cells,
+    refuse_whole_block_moves,
+    without_repeats,
+)
 from ndavid.nda.base import NegativeAugmentation
 
 
@@ -239,6 +244,7 @@ def test_library_operations_that_move_whole_blocks_are_refused(spec: str) -> Non
         "jigsaw:grid=7",
         "stitch",
         "temporal_jigsaw:segments=5",
+        # Moves some cells from block to block and breaks others: the former are taken out.
         "jigsaw > temporal_jigsaw:segments=3",
     ],
 )
@@ -249,3 +255,74 @@ def test_library_operations_that_break_blocks_are_not_refused(spec: str) -> None
 def test_single_frame_blocks_make_every_reordering_a_move_of_whole_blocks() -> None:
     with pytest.raises(ConfigError, match="whole blocks"):
         refuse_whole_block_moves(nda.FrameShuffle(), "frame_shuffle", num_blocks=4, block_len=1)
+
+
+def whole_cells_from_elsewhere(broken: Tensor, blocks: Tensor, grid: int) -> Tensor:
+    """In loops: which cells (KB, N, grid, grid) equal the same cell of some block of the sample."""
+    side = blocks.shape[-1] // grid
+    found = torch.zeros(*broken.shape[:2], grid, grid, dtype=torch.bool)
+    for kb in range(len(broken)):
+        for n in range(broken.shape[1]):
+            for row in range(grid):
+                for col in range(grid):
+                    place = (..., slice(row * side, (row + 1) * side))
+                    place = (*place, slice(col * side, (col + 1) * side))
+                    cell, own = broken[kb, n][place], blocks[kb % len(blocks)]
+                    found[kb, n, row, col] = any(torch.equal(cell, b[place]) for b in own)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("spec", "num_blocks", "something_is_left"),
+    [
+        ("cuboid_jigsaw:grid=2,segments=3", 3, True),
+        ("cuboid_jigsaw", 8, True),
+        ("jigsaw > temporal_jigsaw:segments=3", 3, True),
+        ("temporal_jigsaw:segments=3", 3, False),
+    ],
+)
+def test_cells_that_came_whole_from_another_block_are_no_negatives(
+    spec: str, num_blocks: int, something_is_left: bool
+) -> None:
+    blocks = distinct_blocks(batch=4, num_blocks=num_blocks)
+    broken = break_with(nda.from_spec(spec), blocks, span="clip", draws=4)
+    repeats = whole_cells_from_elsewhere(broken.blocks, blocks, grid=2)
+    before = changed_cells(broken.changed, (2, 2), 0.5)
+    after = changed_cells(without_repeats(broken, blocks).changed, (2, 2), 0.5)
+    assert (before & repeats).any()  # what would have been a positive among the negatives
+    assert torch.equal(after, before & ~repeats)
+    assert after.any() == something_is_left
+
+
+def test_what_is_left_of_a_moved_cell_is_no_negative_either() -> None:
+    """Cut out a corner of a block that came from elsewhere: the rest is still a true target."""
+    blocks = torch.rand(4, 3, 2, 5, 16, 16)
+    operation = nda.from_spec("temporal_jigsaw:segments=3 > cutout")
+    broken = break_with(operation, blocks, span="clip", draws=4)
+    whole = broken.changed.amin(dim=(-2, -1)) == 1  # moved to another place in time
+    left = without_repeats(broken, blocks).changed
+    assert whole.any()
+    assert torch.all((left == 0) | (left == 1))
+    # The square has 31% to 60% of the side, in blocks that moved and in those that did not.
+    area = left.mean(dim=(-2, -1))
+    assert torch.all((area >= 0.31**2) & (area <= 0.6**2))
+
+
+def test_a_clip_that_repeats_itself_is_compared_by_its_pixels() -> None:
+    """Looped in time, two blocks show the same: neither is a negative of the other."""
+    blocks = torch.rand(2, 1, 3, 5, 8, 8).expand(-1, 3, -1, -1, -1, -1)
+    moved = break_with(RollFrames(5), blocks, span="clip")
+    assert torch.equal(moved.blocks, blocks)
+    assert (without_repeats(moved, blocks).changed == 0).all()
+    mixed = break_with(RollFrames(2), blocks, span="clip")
+    assert (without_repeats(mixed, blocks).changed > 0.9).all()
+
+
+def test_fewer_frames_than_needed_may_stay_in_place() -> None:
+    """Four frames of five from the same places of another block: a fifth has changed."""
+    blocks = torch.rand(2, 2, 3, 5, 8, 8)
+    broken = break_with(RollFrames(5), blocks, span="clip")
+    edited = broken.blocks.clone()
+    edited[:, :, :, 2] = 0.0
+    share = without_repeats(broken._replace(blocks=edited), blocks).changed
+    torch.testing.assert_close(share, torch.full_like(share, 0.2))

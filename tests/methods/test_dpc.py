@@ -100,6 +100,11 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
     )
     features = method.dpc.encode(broken.blocks)
     changed = broken.changed
+    if config.span == "clip" and config.where != "context":
+        originals = chosen[config.where].repeat(config.per_sample, 1, 1, 1, 1, 1)
+        for other in originals.unbind(1):
+            differs = (broken.blocks != other.unsqueeze(1)).any(dim=2).float().mean(dim=2)
+            changed = torch.minimum(changed, differs)
     true = predictions
     if config.where == "context":
         features, true = method.dpc.predict_from(features), targets
@@ -148,6 +153,7 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
         ("stitch", "batch", "block", 2, 1.0, 1.0),
         ("cut_mix", "batch", "clip", 1, 0.5, 1.0),
         ("frame_shuffle", "own", "clip", 2, 2.0, 1.5),
+        ("cuboid_jigsaw", "own", "clip", 1, 1.0, 1.0),
     ],
 )
 def test_loss_agrees_with_loops(where, entry, spec, share, span, per_sample, weight, scale) -> None:
@@ -213,6 +219,23 @@ def test_whole_block_reordering_of_the_past_is_welcome() -> None:
     config = NdaConfig(spec="temporal_jigsaw:segments=2", span="clip", where="context")
     result = step(make(config), clips(2))
     assert result["loss"].isfinite() and result["nda_active"] == 1
+
+
+@pytest.mark.parametrize("where", ["future", "all"])
+def test_cells_moved_whole_between_blocks_are_masked(where: str) -> None:
+    """Two cuboids in time: what changes its block and not its cell is some row's positive."""
+    config = NdaConfig(spec="cuboid_jigsaw", span="clip", where=where)
+    method, batch = make(config), clips(4)
+    broken = break_blocks(
+        method.operation,
+        method._blocks_to_break(method._blocks(batch["video"])),
+        span="clip",
+        draws=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    moved = (broken.changed[:, :, ::32, ::32] == 1).float().mean()
+    active = step(method, batch)["nda_active"]
+    assert 0 < active < moved - 0.05
 
 
 def test_static_clips_give_no_negative() -> None:
