@@ -33,7 +33,8 @@ class BrokenBlocks(NamedTuple):
     blocks: Tensor
     """(K * B, N, C, T, H, W)"""
     changed: Tensor
-    """(K * B, N, H, W) float: the share of the block's frames that changed at each pixel."""
+    """(K * B, N, H, W) float: the share of the block's frames that changed at each pixel; 0 in
+    blocks that barely move (``min_motion``) or came out as they went in."""
     partner: Tensor
     """(K * B,) index of the sample that lent content, -1 where none did."""
 
@@ -51,21 +52,8 @@ def break_blocks(
     Each draw sees the batch as it is (rather than the batch repeated), so that a partner is never
     another copy of the sample itself. Raises what the operation raises on shapes it cannot take.
     """
-    clips = rearrange(blocks, _JOIN[span])
-    outputs = [_break_once(operation, clips, generator) for _ in range(draws)]
-    broken, masks, partners = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    num_blocks, block_len = blocks.shape[1], blocks.shape[3]
-    if span == "clip" and broken.shape[2] != clips.shape[2]:
-        raise ConfigError(
-            f"{operation.name} crops {clips.shape[2]} frames to {broken.shape[2]}, which are no "
-            f"longer {num_blocks} blocks: use span=block, or lengths that it divides"
-        )
-    if span == "clip":
-        changed = reduce(masks.float(), "b (n t) h w -> b n h w", "mean", t=block_len)
-    else:
-        # The same draw in every block, hence the same mask.
-        changed = reduce(masks.float(), "b t h w -> b 1 h w", "mean").expand(-1, num_blocks, -1, -1)
-    return BrokenBlocks(rearrange(broken, _SPLIT[span], n=num_blocks), changed, partners)
+    outputs = [_break_once(operation, blocks, span, generator) for _ in range(draws)]
+    return BrokenBlocks(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
 def changed_cells(changed: Tensor, grid: tuple[int, int], min_changed: float) -> Tensor:
@@ -141,15 +129,48 @@ def _moves_whole_blocks(before: Tensor, after: Tensor) -> bool:
 
 
 def _break_once(
-    operation: NegativeAugmentation, clips: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One draw: the broken clips, their changed mask (B, T, H, W) and partners (B,)."""
+    operation: NegativeAugmentation,
+    blocks: Tensor,
+    span: Span,
+    generator: torch.Generator | None,
+) -> BrokenBlocks:
+    """One draw for blocks (B, N, C, T, H, W)."""
+    clips, num_blocks = rearrange(blocks, _JOIN[span]), blocks.shape[1]
     # Pixels are no activations: autocast would round what an operation computes, such as a mean.
     with torch.autocast(clips.device.type, enabled=False):
-        params = operation.flag(clips, operation.sample(clips.shape, generator))
-        mask = operation.changed_mask(params, clips.shape).to(clips.device)
+        params = operation.sample(clips.shape, generator)
         broken = operation.apply(clips, params)
-    return broken, mask, _partner(params, len(clips)).to(clips.device)
+        if span == "clip" and broken.shape[2] != clips.shape[2]:
+            raise ConfigError(
+                f"{operation.name} crops {clips.shape[2]} frames to {broken.shape[2]}, which are "
+                f"no longer {num_blocks} blocks: use span=block, or lengths that it divides"
+            )
+        broken = rearrange(broken, _SPLIT[span], n=num_blocks)
+        changed = _changed(operation, params, blocks, span)
+    changed = changed * ~_equal_blocks(broken, blocks)[..., None, None]
+    return BrokenBlocks(broken, changed, _partner(params, len(blocks)).to(blocks.device))
+
+
+def _changed(operation: NegativeAugmentation, params: Params, blocks: Tensor, span: Span) -> Tensor:
+    """The share of changed frames (B, N, H, W) that the operation reports for one draw."""
+    num_blocks = blocks.shape[1]
+    # One draw acts in every block, but a still block may lie in a clip that moves: with span=block
+    # each is flagged by its own motion.
+    units = blocks.unbind(1) if span == "block" else (rearrange(blocks, _JOIN[span]),)
+    masks = [
+        operation.changed_mask(operation.flag(unit, params), unit.shape).to(blocks.device)
+        for unit in units
+    ]
+    # Blocks follow one another in time either way.
+    joined = torch.cat(masks, dim=1).float()
+    return reduce(joined, "b (n t) h w -> b n h w", "mean", n=num_blocks)
+
+
+def _equal_blocks(broken: Tensor, blocks: Tensor) -> Tensor:
+    """Bool (B, N): blocks that came out bit for bit as they went in, up to a crop."""
+    frames, height, width = broken.shape[-3:]
+    same = broken == blocks[..., :frames, :height, :width]
+    return same.flatten(start_dim=2).all(dim=2)
 
 
 def _partner(params: Params, batch: int) -> Tensor:

@@ -326,3 +326,34 @@ def test_fewer_frames_than_needed_may_stay_in_place() -> None:
     edited[:, :, :, 2] = 0.0
     share = without_repeats(broken._replace(blocks=edited), blocks).changed
     torch.testing.assert_close(share, torch.full_like(share, 0.2))
+
+
+@pytest.mark.parametrize("still", [0, 2])
+def test_min_motion_looks_at_each_block_by_itself(still: int) -> None:
+    blocks = torch.rand(3, 3, 2, 5, 8, 8)
+    blocks[1, still] = blocks[1, still, :, :1] + 1e-3 * torch.rand(2, 5, 8, 8)
+    plain = break_with(nda.FrameShuffle(), blocks)
+    flagged = break_with(nda.FrameShuffle(min_motion=0.1), blocks)
+    assert torch.equal(flagged.blocks, plain.blocks)
+    expected = plain.changed.clone()
+    expected[1, still] = 0
+    assert expected.sum() < plain.changed.sum() and torch.equal(flagged.changed, expected)
+
+
+@pytest.mark.parametrize("span", ["block", "clip"])
+@pytest.mark.parametrize("spec", ["frame_shuffle", "frame_shuffle:min_motion=0.02", "reverse"])
+def test_a_block_that_came_out_as_it_went_in_is_no_negative(spec: str, span: str) -> None:
+    blocks = torch.rand(3, 3, 2, 5, 8, 8)
+    blocks[1, 1] = blocks[1, 1, :, :1].clone()
+    result = break_with(nda.from_spec(spec), blocks, span=span, draws=3)
+    same = (result.blocks == blocks.repeat(3, 1, 1, 1, 1, 1)).flatten(2).all(2)
+    assert same.any() or spec != "reverse"
+    assert (result.changed[same] == 0).all() and (result.changed[~same] > 0).any()
+
+
+def test_a_cropped_block_is_compared_with_what_is_left_of_it() -> None:
+    blocks = torch.rand(2, 2, 1, 5, 7, 7)
+    blocks[0, 1] = 0.5
+    result = break_with(nda.Jigsaw(crop=True), blocks)
+    assert result.blocks.shape[-2:] == result.changed.shape[-2:] == (6, 6)
+    assert (result.changed[0, 1] == 0).all() and (result.changed[0, 0] > 0).any()
