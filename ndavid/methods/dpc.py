@@ -7,7 +7,7 @@ Every prediction p[b, i, c] (sample, step, cell) is one row of a softmax. Its po
 f[b, i, c]; its negatives are all other targets of the batch, on all ranks; its NDA negatives, the
 features of clips broken on purpose. Three decisions keep those from being positives in disguise:
 
-* A cell that the operation left alone is masked, and so is a clip flagged as static. Across blocks
+* A cell that the operation left alone is masked, and so is a block flagged as static. Across blocks
   (``nda.span=clip``), a cell that came from the same cell of another block counts as left alone.
 * A row meets the *same cell* of the broken maps (``nda.align``). A jigsaw moves the row's positive,
   all but intact, to another cell; and broken copies of other cells are broken copies of what are
@@ -185,13 +185,14 @@ class DpcMethod(nn.Module):
         """Bool (KB, Q, h, w): which of the features (KB, Q, D, h, w) are negatives."""
         changed = broken.changed
         steps, _, height, width = features.shape[1:]
+        least = self.nda.least_changed
         if self.nda.where == "context":
             # Every step is predicted from all of the past.
             changed = changed.mean(dim=1, keepdim=True).expand(-1, steps, -1, -1)
         if self.nda.entry == "pooled":
-            touched = (changed > 0).any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-            return touched.expand(-1, -1, height, width)
-        return changed_cells(changed, (height, width), self.nda.min_changed)
+            # The whole map is one cell.
+            return changed_cells(changed, (1, 1), least).expand(-1, -1, height, width)
+        return changed_cells(changed, (height, width), least)
 
     def _rows(self, maps: Tensor) -> Tensor:
         return dense_rows(self._comparable(maps))

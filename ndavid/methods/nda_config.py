@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ndavid import nda
 from ndavid.errors import ConfigError
 from ndavid.nda.base import NegativeAugmentation
+
+_LEAST_CHANGED = {"cells": 0.5, "pooled": 0.05}
 
 
 @dataclass(kw_only=True)
@@ -42,9 +44,12 @@ class NdaConfig:
     """Multiplies the similarity of NDA negatives (the alpha of Ge et al. 2021)."""
     per_sample: int = 1
     """Independent draws a sample and step; each costs one more encoding of the broken blocks."""
-    min_changed: float = 0.5
-    """Share of a cell's pixels and frames that must have changed for the cell to be a negative. A
-    swap of 2 frames in a block of 5 changes 0.4 of it: lower this to count it."""
+    min_changed: float | None = None
+    """Share of the pixels and frames that must have changed for a negative: of its own patch for a
+    cell, of the whole block for a pooled map. A swap of 2 frames in a block of 5 changes 0.4.
+    Unset, 0.5 for cells and 0.05 for pooled maps, so that there every operation counts as it comes
+    (cut_mix replaces 0.1 to 0.5, cutout 0.1 to 0.36, stitch 0.5, a derangement all) and a mere
+    trace does not; raise it to leave out averages that are mostly of untouched content."""
     stop_grad: bool = False
     """Encode the negatives without gradient: cheaper, and only the true side learns from them."""
     warmup_steps: int = 0
@@ -53,18 +58,25 @@ class NdaConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            choices = get_args(hints[field.name])
-            if choices:
+            if get_origin(hints[field.name]) is Literal:
+                choices = get_args(hints[field.name])
                 _check_choice(field.name, getattr(self, field.name), choices)
         _check(math.isfinite(self.weight) and self.weight >= 0, "weight", ">= 0", self.weight)
         _check(math.isfinite(self.scale) and self.scale > 0, "scale", "> 0", self.scale)
         _check(self.per_sample >= 1, "per_sample", ">= 1", self.per_sample)
-        _check(0 < self.min_changed <= 1, "min_changed", "in (0, 1]", self.min_changed)
+        _check(0 < self.least_changed <= 1, "min_changed", "in (0, 1]", self.least_changed)
         _check(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
 
     def operation(self) -> NegativeAugmentation | None:
         """The operation that ``spec`` names, None when it names none; ConfigError if unreadable."""
         return nda.from_spec(self.spec) if self.spec.strip() else None
+
+    @property
+    def least_changed(self) -> float:
+        """``min_changed``, or its default for this ``entry``."""
+        if self.min_changed is not None:
+            return self.min_changed
+        return _LEAST_CHANGED[self.entry]
 
     def weight_at(self, step: int) -> float:
         """The weight at an optimizer step, counted from 0."""

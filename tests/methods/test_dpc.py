@@ -128,13 +128,13 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
                             if config.where == "context" and q != p:
                                 continue
                             if config.entry == "pooled":
-                                if not (changed[k, q] > 0).any():
+                                if changed[k, q].mean() < config.least_changed:
                                     continue
                                 left = true[b, p].double().mean((1, 2))
                                 right = features[k, q].double().mean((1, 2))
                             else:
                                 cell = changed[k, q, h * side :, w * side :][:side, :side]
-                                if cell.mean() < config.min_changed:
+                                if cell.mean() < config.least_changed:
                                     continue
                                 left = true[b, p, :, h, w].double()
                                 right = features[k, q, :, h, w].double()
@@ -202,8 +202,16 @@ def test_untouched_cells_are_masked() -> None:
     assert result["nda_active"].item() == pytest.approx(0.5)
 
 
-def test_pooled_counts_every_changed_clip() -> None:
-    assert step(make(NdaConfig(spec="stitch", entry="pooled")), clips(4))["nda_active"] == 1
+@pytest.mark.parametrize("spec", ["stitch", "jigsaw", "cutout", "cut_mix", "frame_shuffle"])
+def test_pooled_counts_every_operation_by_default(spec: str) -> None:
+    assert step(make(NdaConfig(spec=spec, entry="pooled")), clips(4))["nda_active"] == 1
+
+
+@pytest.mark.parametrize(("least", "active"), [(0.5, 1.0), (0.6, 0.0)])
+def test_pooled_asks_for_a_share_of_the_whole_block(least: float, active: float) -> None:
+    """A stitch replaces half of it."""
+    config = NdaConfig(spec="stitch", entry="pooled", min_changed=least)
+    assert step(make(config), clips(4))["nda_active"] == active
 
 
 @pytest.mark.parametrize("where", ["future", "all"])
@@ -248,6 +256,18 @@ def test_static_clips_give_no_negative() -> None:
     plain, masked = step(make().eval(), frozen), step(make(config).eval(), frozen)
     torch.testing.assert_close(masked["loss"], plain["loss"])
     assert masked["nda_active"] == 0
+
+
+@pytest.mark.parametrize("entry", ["cells", "pooled"])
+def test_a_static_block_in_a_moving_clip_gives_no_negative(entry: str) -> None:
+    batch = clips(3)
+    last = batch["video"][1, :, -SMALL.block_len :]
+    noise = torch.randint(0, 2, last.shape, generator=torch.Generator().manual_seed(0))
+    last[:] = last[:, :1] // 2 + noise  # nearly still: no two frames are equal
+    spec, options = "frame_shuffle", {"entry": entry, "min_changed": 0.1}
+    assert step(make(NdaConfig(spec=spec, **options)), batch)["nda_active"] == 1
+    flagged = step(make(NdaConfig(spec=f"{spec}:min_motion=0.05", **options)), batch)
+    assert flagged["nda_active"].item() == pytest.approx(5 / 6)  # of 3 x 2 blocks
 
 
 def test_broken_clips_move_no_running_statistics() -> None:

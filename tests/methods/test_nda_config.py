@@ -47,3 +47,9 @@ def test_weight_rises_linearly_from_zero() -> None:
     config = NdaConfig(weight=2.0, warmup_steps=4)
     assert [config.weight_at(step) for step in range(6)] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
     assert NdaConfig(weight=0.3).weight_at(0) == 0.3
+
+
+def test_least_change_goes_by_the_entry_unless_given() -> None:
+    assert NdaConfig().least_changed == 0.5
+    assert NdaConfig(entry="pooled").least_changed == 0.05
+    assert NdaConfig(entry="pooled", min_changed=0.7).least_changed == 0.7
