@@ -129,6 +129,26 @@ def test_a_save_that_fails_on_the_first_rank_is_told_to_all(ranks: list[dict[str
     assert ranks[0]["full_disk"]["error"] == "CheckpointError"
 
 
+def test_an_error_on_one_rank_stops_both(ranks: list[dict[str, Any]], root: Path) -> None:
+    seen = [rank["broken_on_one"] for rank in ranks]
+    assert sorted(outcome["error"] for outcome in seen) == ["DataError", "TrainingError"]
+    reader = [outcome["error"] for outcome in seen].index("DataError")
+    assert seen[1 - reader]["message"] == f"rank {reader}: {seen[reader]['message']}"
+    # Its steps until then are on record, though fewer than log_every.
+    steps = [record["step"] for record in records(root / "broken_on_one")]
+    assert steps == list(range(1, len(steps) + 1))
+    first, second = (rank["no_room_for_records"] for rank in ranks)
+    assert first["error"] == "IsADirectoryError"
+    assert second == {"error": "TrainingError", "message": f"rank 0: {first['message']}"}
+
+
+def test_every_step_is_recorded_and_averaged(root: Path) -> None:
+    often = [r for r in records(root / "random") if "loss" in r and r["step"] <= 13]
+    seldom = [r for r in records(root / "averaged") if "loss" in r]
+    names = ("step", "loss", "top1", "brightness", "grad_norm")
+    assert [[r[n] for n in names] for r in seldom] == [[r[n] for n in names] for r in often]
+
+
 def test_agreements(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
         assert seen["agree"] == [1, 5]

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,10 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 
 from ndavid.collectives import world_size
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, TrainingError
 
 Precision = Literal["no", "bf16", "fp16"]
+K = TypeVar("K")
 
 
 def make_accelerator(
@@ -116,7 +117,29 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+def raise_together(error: Exception | None) -> None:
+    """Raises on every rank if any has an error; every rank must call it at the same point.
+
+    A rank that leaves alone keeps the others waiting for it in their next exchange.
+
+    Raises:
+        Exception: this rank's own error, or a TrainingError that says another's.
+    """
+    (some,) = agree(error is not None)
+    if some:
+        raise_first(error)
+
+
+def raise_first(error: Exception | None) -> NoReturn:
+    """`raise_together` where all ranks know already that one of them has an error."""
+    seen = gather_objects(None if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    first = next(i for i, message in enumerate(seen) if message is not None)
+    raise TrainingError(f"rank {first}: {seen[first]}")
+
+
+def mean_over_ranks(values: dict[K, float]) -> dict[K, float]:
     """The mean of each value over all ranks; the keys must be the same on all of them."""
     if world_size() == 1 or not values:
         return values

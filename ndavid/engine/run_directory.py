@@ -13,26 +13,26 @@ from ndavid.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.yaml"
 
-# Keys, by their last name, that a resumed run may change: they decide how long it runs, what it
-# writes and how fast, not what a given step computes.
-FREE_KEYS = frozenset(
-    {
-        "output",
-        "epochs",
-        "max_steps",
-        "resume",
-        "save_every_steps",
-        "keep_checkpoints",
-        "log_every",
-        "num_workers",
-        "trackers",
-        "max_bad_fraction",
-        "device",
-        "compile",
-        "channels_last",
-        "find_unused_parameters",
-    }
+# Keys that a resumed run may change, by the end of their dotted names: they decide how long it
+# runs, what it writes and how fast it reads, not what a step computes. Not among them are device,
+# compile, channels_last and find_unused_parameters, which change the order of floating-point sums
+# and with it the last bits. (run.epochs and run.max_steps: see `check_same_length`.)
+FREE_KEYS = (
+    "run.output",
+    "run.epochs",
+    "run.max_steps",
+    "run.resume",
+    "run.save_every_steps",
+    "run.keep_checkpoints",
+    "run.log_every",
+    "run.num_workers",
+    "run.trackers",
+    "run.max_bad_fraction",
 )
+# Whole names: the folder of a script that makes several runs.
+FREE_NAMES = ("output",)
+# Where the data or the weights to begin with lie: free once the data is known to be the same.
+PLACES = ("data.manifest", "manifest", "checkpoint")
 
 
 def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path | None:
@@ -64,8 +64,13 @@ def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path 
     return found
 
 
-def check_same_config(checkpoint_path: Path, config_yaml: str) -> None:
+def check_same_config(checkpoint_path: Path, config_yaml: str, *, same_data: bool = False) -> None:
     """Refuses to go on with a config that would compute something else.
+
+    Args:
+        checkpoint_path: in the run whose config.yaml is compared.
+        config_yaml: of this run.
+        same_data: whether the data is known to be the same, wherever it lies now.
 
     Raises:
         ConfigError: names the keys that differ, with both values.
@@ -77,12 +82,51 @@ def check_same_config(checkpoint_path: Path, config_yaml: str) -> None:
     different = [
         f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
         for key in sorted(before.keys() | now.keys())
-        if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not _is_free(key, same_data)
     ]
     if different:
         raise ConfigError(
             f"{checkpoint_path}: cannot resume with another config: {'; '.join(different)} "
             "(set it back, or choose another output)"
+        )
+
+
+def _is_free(key: str, same_data: bool) -> bool:
+    inner = any(key == free or key.endswith(f".{free}") for free in FREE_KEYS)
+    return inner or key in FREE_NAMES or (same_data and key in PLACES)
+
+
+def check_same_data(checkpoint_path: Path, saved: Mapping[str, Any], digest: str | None) -> bool:
+    """Whether the data is known to be that of the checkpoint; False where one has no digest.
+
+    Raises:
+        ConfigError: it is known to be other data.
+    """
+    before = saved.get("data_digest")
+    if before is None or digest is None:
+        return False
+    if before != digest:
+        raise ConfigError(
+            f"{checkpoint_path}: cannot resume with other data: the clips, labels or frame counts "
+            f"are not those it was trained on (digest {before[:12]}, now {digest[:12]}); "
+            "restore them, or choose another output"
+        )
+    return True
+
+
+def check_same_length(checkpoint_path: Path, saved: Mapping[str, Any], total_steps: int) -> None:
+    """Refuses another number of steps, for a schedule that is a function of it.
+
+    Raises:
+        ConfigError: the learning rates of the steps done would not be those of this run.
+    """
+    before = saved.get("total_steps")
+    if before is not None and before != total_steps:
+        raise ConfigError(
+            f"{checkpoint_path}: cannot resume with another length: the cosine schedule falls to "
+            f"zero at the last step, which was {before} and is {total_steps}; set run.epochs and "
+            "run.max_steps back, or start anew in another output (schedule: constant may go on "
+            "for longer)"
         )
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import yaml
@@ -36,7 +36,8 @@ from ndavid.engine.distributed import (
     from_main,
     gather_objects,
     make_accelerator,
-    mean_over_ranks,
+    raise_first,
+    raise_together,
     share_buffers,
 )
 from ndavid.engine.finite import FiniteWatch, check_parameters
@@ -44,6 +45,7 @@ from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, t
 from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.optim import OptimConfig, build_optimizer, lr_factor, set_lr
+from ndavid.engine.records import StepRecords
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.sampler import EpochSampler
 from ndavid.engine.signals import StopSignal, leave
@@ -76,7 +78,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     """how many of the newest checkpoints stay; 0 keeps all"""
     log_every: int = 10
-    """optimizer steps between records; the first and the last are always recorded"""
+    """optimizer steps between writes; each step has its record, timings are means between writes"""
     num_workers: int = 2
     """data loading processes a rank; 0 loads in the training process"""
     max_bad_fraction: float = 0.01
@@ -136,6 +138,7 @@ class RunResult:
     bad_clips: int
 
 
+T = TypeVar("T")
 ParamGroups = Callable[[Any], Iterable[dict[str, Any]]]
 EpochHook = Callable[[EpochEnd], dict[str, float]]
 
@@ -155,7 +158,8 @@ def fit(
 
     Args:
         method: see the module's docstring; it ends trained, on the run's device.
-        dataset: map-style, read by (index, seed) keys.
+        dataset: map-style, read by (index, seed) keys. A string ``digest`` of what it reads, if it
+            has one, is compared on resume, and lets a dataset that was moved go on.
         run: length, place and bookkeeping.
         optim: optimizer and schedule.
         config_yaml: the whole resolved config, kept in the folder and compared on resume.
@@ -220,7 +224,7 @@ class _Loop:
         self.saved: Path | None = None
         self.watch = _Stopwatch()
         self.finite = FiniteWatch(self.device)
-        self.new_bad: list[tuple[str, str]] = []
+        self.records = StepRecords()
         self.closing = contextlib.ExitStack()
 
     # Setting up
@@ -266,13 +270,14 @@ class _Loop:
         if run.max_steps is not None:
             self.total_steps = min(self.total_steps, run.max_steps)
         self.bad_clips = BadClips(len(dataset), run.max_bad_fraction)
+        self.data_digest: str | None = getattr(dataset, "digest", None)
 
     def start(self) -> int:
         """Prepares the folder, loads the checkpoint to go on from, returns the steps done."""
         found = from_main(self._find_start() if self.is_main else None)
         if isinstance(found, NdavidError):
             raise found
-        step = 0 if found is None else self._restore(found)
+        step = 0 if found is None else self._together(lambda: self._restore(found))
         if self.is_main:
             run_directory.write_config(self.output, self.config_yaml)
             description = environment.describe(
@@ -288,19 +293,20 @@ class _Loop:
         """On rank 0: where to go on from; an error is returned, for all ranks to raise."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            found = run_directory.find_start(self.output, self.run.resume, say)
-            if found is not None:
-                run_directory.check_same_config(found, self.config_yaml)
+            return run_directory.find_start(self.output, self.run.resume, say)
         except NdavidError as error:
             return error
         except OSError as error:
             return ConfigError(f"run.output {self.output}: {error.strerror}")
-        return found
 
     def _restore(self, path: Path) -> int:
         loaded = checkpoint.load(path)
         state = loaded.state
+        same_data = run_directory.check_same_data(path, state, self.data_digest)
+        run_directory.check_same_config(path, self.config_yaml, same_data=same_data)
         run_directory.check_same_position(path, state, self._data_order())
+        if self.optim.schedule == "cosine":
+            run_directory.check_same_length(path, state, self.total_steps)
         try:
             self.method.load_state_dict(loaded.model)
             self.optimizer.load_state_dict(state["optimizer"])
@@ -336,6 +342,7 @@ class _Loop:
             config=run_directory.flatten(yaml.safe_load(self.config_yaml or "{}")),
         )
         self.closing.callback(self.tracker.close)
+        self.closing.callback(self._flush_alone)
         self.watch.restart()
         while step < self.total_steps:
             self.model.train()
@@ -355,10 +362,27 @@ class _Loop:
         epoch, first = divmod(step, self.steps_per_epoch)
         self.sampler.set_position(epoch, first * every)
         stream = batches(self.loader)
-        for _ in range(first, self.steps_per_epoch):
-            with self.watch.waiting_for_data():
-                group = list(itertools.islice(stream, every))
-            yield group
+        for done in range(first, self.steps_per_epoch):
+            yield self._fetch(stream, epoch * self.steps_per_epoch + done + 1)
+
+    def _fetch(self, stream: Iterator[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+        """The batches of one step; all ranks stop if one cannot read on, or over bad clips."""
+        group: list[dict[str, Any]] = []
+        problem: Exception | None = None
+        with self.watch.waiting_for_data():
+            try:
+                group += itertools.islice(stream, self.optim.accumulate_steps)
+            except Exception as error:
+                problem = error
+        bad = [clip for batch in group for clip in batch.pop("bad", ())]
+        failed, some_bad = agree(problem is not None, len(bad))
+        with self._flushed_before_leaving():
+            if failed:
+                raise_first(problem)
+            if some_bad:
+                self._together(lambda: self._count_bad_clips(step, bad))
+                self.bad_clips.check()
+        return group
 
     def _step(self, step: int, group: list[dict[str, Any]]) -> None:
         """One optimizer step; ``step`` counts those done before it."""
@@ -380,20 +404,21 @@ class _Loop:
         checked = None if self.accelerator.scaler is not None else norm
         self.finite.note(done, [output["loss"] for output in outputs], checked, lr)
         self.watch.step_done()
-        recorded = done == 1 or done % self.run.log_every == 0 or done == self.total_steps
-        if recorded or self.device.type == "cpu":
-            self.finite.check(self.last_good)
-        self._count_bad_clips(done)
-        self._record(done, outputs, norm, lr) if recorded else self.tracker.advance(done)
+        self.records.note(done, outputs, norm, {"lr": lr, "bad_clips": float(len(self.bad_clips))})
+        due = done == 1 or done % self.run.log_every == 0 or done == self.total_steps
+        if due or self.device.type == "cpu":
+            self._check_finite()
+        if due:
+            self._flush()
+        else:
+            self.tracker.advance(done)
 
     def _forward_backward(
         self, step: int, micro: int, group: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """One batch of a group; ranks add their gradients at the last one only."""
         seed, last = self.run.seed, micro == len(group) - 1
-        batch = dict(group[micro])
-        self.new_bad.extend(batch.pop("bad", ()))
-        batch = to_device(batch, self.device)
+        batch = to_device(group[micro], self.device)
         # Library modules such as nn.Dropout draw from the default generator.
         torch.manual_seed(derive_seed(seed, "step", rank(), step, micro))
         draws = generator(seed, "nda", rank(), step, micro)
@@ -410,39 +435,70 @@ class _Loop:
         self.accelerator.unscale_gradients(self.optimizer)
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def _record(self, step: int, outputs: list[dict[str, Tensor]], norm: Tensor, lr: float) -> None:
-        """Logs the step: the method's numbers averaged over batches and ranks, and the loop's."""
-        names = list(outputs[0])
-        rows = [[output[name].to(norm) for name in names] for output in outputs]
-        means_and_norm = [torch.stack(column).mean() for column in zip(*rows, strict=True)] + [norm]
-        # The one transfer from the device; it also waits for the step, so that timings are true.
-        *means, norm_value = torch.stack(means_and_norm).tolist()
-        values = mean_over_ranks(dict(zip(names, means, strict=True)))
-        values |= {"grad_norm": norm_value, "lr": lr, "bad_clips": float(len(self.bad_clips))}
-        samples = self.run.batch_size * world_size() * self.optim.accumulate_steps
-        values |= self.watch.read(samples)
-        self.tracker.log(step, (step - 1) // self.steps_per_epoch, values)
-        self.tracker.advance(step, values)
+    def _check_finite(self) -> None:
+        with self._flushed_before_leaving():
+            self.finite.check(self.last_good)
 
-    def _count_bad_clips(self, step: int) -> None:
-        """Puts the bad clips of all ranks into the ledger and stops over the limit."""
-        (some,) = agree(len(self.new_bad))
-        if not some:
-            return
-        clips = [clip for share in gather_objects(self.new_bad) for clip in share]
-        self.new_bad = []
+    def _count_bad_clips(self, step: int, bad: list[tuple[str, str]]) -> None:
+        """Puts the bad clips of all ranks into the ledger."""
+        clips = [clip for share in gather_objects(bad) for clip in share]
         for path, reason in self.bad_clips.add(clips, step):
             self.tracker.say(f"skipped a bad clip: {path}: {reason}")
         if self.is_main:
             self.bad_clips.write(self.output)
-        self.bad_clips.check()
+
+    # Records
+
+    def _flush(self) -> None:
+        """Writes the records of the steps since the last time; every rank calls it at one step."""
+        self._together(self._write_records)
+
+    def _write_records(self) -> None:
+        records = self.records.take()
+        if not records:
+            return
+        # Read after the transfer, which waited for the steps, so that timings are true.
+        timings = self.watch.read(self.run.batch_size * world_size() * self.optim.accumulate_steps)
+        for record in records:
+            epoch = (record.step - 1) // self.steps_per_epoch
+            self.tracker.log(record.step, epoch, record.values | timings, at=record.time)
+        self.tracker.advance(records[-1].step, records[-1].values | timings)
+
+    @contextlib.contextmanager
+    def _flushed_before_leaving(self) -> Iterator[None]:
+        """Around what raises on every rank or on none: what was measured is written first."""
+        try:
+            yield
+        except Exception:
+            self._flush()
+            raise
+
+    def _flush_alone(self) -> None:
+        """After an error: with several ranks the others may be elsewhere, and lines are lost."""
+        if world_size() == 1:
+            # A device or a disk that failed has been reported; a second report would hide it.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._write_records()
+
+    @staticmethod
+    def _together(action: Callable[[], T]) -> T:
+        """Does ``action`` on every rank; if it fails on one, all of them raise."""
+        result, problem = None, None
+        try:
+            result = action()
+        except Exception as error:
+            problem = error
+        raise_together(problem)
+        return cast(T, result)
 
     def _validate(self, step: int, on_epoch_end: EpochHook) -> None:
+        self._flush()
         self._share_buffers()
         self.method.eval()
         epoch = step // self.steps_per_epoch
         ema = None if self.ema is None else self.ema.module
-        metrics = on_epoch_end(EpochEnd(epoch, step, self.method, ema, self.device, self.output))
+        end = EpochEnd(epoch, step, self.method, ema, self.device, self.output)
+        metrics = self._together(lambda: on_epoch_end(end))
         values = {f"val/{name}": float(value) for name, value in metrics.items()}
         if values:
             self.tracker.log(step, epoch - 1, values)
@@ -467,7 +523,8 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint on rank 0, of finite weights only; all ranks learn how it went."""
-        self.finite.check(self.last_good)
+        self._check_finite()
+        self._flush()
         check_parameters(self.method, step, self.last_good)
         outcome = from_main(self._write(step) if self.is_main else None)
         if isinstance(outcome, NdavidError):
@@ -481,6 +538,8 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "bad_clips": self.bad_clips.state(),
+            "total_steps": self.total_steps,
+            "data_digest": self.data_digest,
             **self._data_order(),
         }
         try:

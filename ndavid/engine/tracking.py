@@ -87,16 +87,27 @@ class Tracker:
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
-    def log(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Writes one record: plain names are training metrics, ``val/...`` validation's."""
+    def log(
+        self, step: int, epoch: int, values: Mapping[str, float], *, at: float | None = None
+    ) -> None:
+        """Writes one record: plain names are training metrics, ``val/...`` validation's.
+
+        Args:
+            step: optimizer steps done.
+            epoch: counted from 0.
+            values: numbers by name.
+            at: seconds since 1970; now when None.
+        """
         if not self._is_main:
             return
+        at = time.time() if at is None else at
         values = {name: float(value) for name, value in values.items()}
-        record = {"step": step, "epoch": epoch, **values, "time": round(time.time(), 3)}
+        record = {"step": step, "epoch": epoch, **values, "time": round(at, 3)}
         self._file.write(json.dumps({k: _finite(v) for k, v in record.items()}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            tag = name if "/" in name else f"train/{name}"
+            self._board.add_scalar(tag, value, step, walltime=at)
         if self._accelerator.log_with:
             self._accelerator.log(values, step=step)
         if "loss" in values:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -69,15 +70,71 @@ def test_records_carry_the_method_and_the_loop(toy: ModuleType, toy_config: Make
     config = toy_config(run={"log_every": 4})
     result, _ = toy.train(config)
     train = [r for r in records(result.output) if "loss" in r]
-    assert [r["step"] for r in train] == [1, 4, 8, 12, 16, 20, 24, 28, 30]
-    assert [r["epoch"] for r in train] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    # Every step, whenever it was written.
+    assert [r["step"] for r in train] == list(range(1, 31))
+    assert [r["epoch"] for r in train] == [0] * 10 + [1] * 10 + [2] * 10
     for record in train:
         assert {"loss", "top1", "brightness", "grad_norm", "lr", "bad_clips"} <= record.keys()
         assert all(record[name] >= 0 for name in TIMINGS) and record["samples_per_s"] > 0
-    assert [r["lr"] for r in train][::4] == pytest.approx([0.01, 0.001, 0.0001])
+    assert [r["lr"] for r in train][::10] == pytest.approx([0.01, 0.001, 0.0001])
     validation = [r for r in records(result.output) if "val/weight" in r]
     assert [(r["step"], r["epoch"]) for r in validation] == [(10, 0), (20, 1), (30, 2)]
+    steps = [r["step"] for r in records(result.output)]
+    assert steps == sorted(steps) and steps.count(10) == 2
     assert result.last_metrics["loss"] == train[-1]["loss"]
+
+
+def test_how_often_records_are_written_changes_none_of_them(
+    toy: ModuleType, toy_config: Make, tmp_path: Path
+) -> None:
+    outputs = [str(tmp_path / name) for name in "ab"]
+    for output, log_every in zip(outputs, (1, 7), strict=True):
+        toy.train(toy_config(run={"output": output, "log_every": log_every}))
+    assert timeless(outputs[0]) == timeless(outputs[1])
+
+
+def test_records_are_written_many_at_a_time_and_before_a_checkpoint(
+    toy: ModuleType, toy_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(run={"log_every": 4, "save_every_steps": 6, "max_steps": 13})
+    at_save: list[int] = []
+    at_step: list[int] = []
+    real = checkpoint.save
+
+    def written() -> int:
+        return len([r for r in records(config.run.output) if "loss" in r])
+
+    class Watched(toy.ToyMethod):  # type: ignore[misc,name-defined]
+        """Notes how many steps are on disk when each step begins."""
+
+        def forward(self, batch: Any, *, generator: Any, step: int) -> Any:
+            at_step.append(written())
+            return super().forward(batch, generator=generator, step=step)
+
+    def save(*arguments: Any, **options: Any) -> Path:
+        at_save.append(written())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    toy.train_method(Watched(config), config)
+    # Written after steps 1, 4, 6 (saved), 8, 10 (an epoch's end) and 12.
+    assert at_step == [0, 1, 1, 1, 4, 4, 6, 6, 8, 8, 10, 10, 12]
+    assert at_save == [6, 12, 13]
+
+
+def test_an_error_in_the_middle_loses_no_record(toy: ModuleType, toy_config: Make) -> None:
+    class Fails(toy.ToyMethod):  # type: ignore[misc,name-defined]
+        """Fails at its sixth step."""
+
+        def forward(self, batch: Any, *, generator: Any, step: int) -> Any:
+            if step == 5:
+                raise ZeroDivisionError
+            return super().forward(batch, generator=generator, step=step)
+
+    config = toy_config(run={"log_every": 100, "save_every_steps": 100})
+    with pytest.raises(ZeroDivisionError):
+        toy.train_method(Fails(config), config)
+    assert [r["step"] for r in records(config.run.output)] == [1, 2, 3, 4, 5]
 
 
 def test_tensorboard_has_the_same_curves(toy: ModuleType, toy_config: Make) -> None:
@@ -184,6 +241,54 @@ def test_a_changed_config_is_refused_by_name(toy: ModuleType, toy_config: Make) 
     assert "log_every" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["compile", "channels_last"])
+def test_what_changes_the_last_bits_is_refused(
+    toy: ModuleType, toy_config: Make, name: str
+) -> None:
+    toy.train(toy_config(run={"max_steps": 3}))
+    with pytest.raises(ConfigError, match=rf"run\.{name} was False, is True"):
+        toy.train(toy_config(run={name: True}))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 5}, {"max_steps": 20}])
+def test_a_cosine_run_of_another_length_is_refused(
+    toy: ModuleType, toy_config: Make, change: dict[str, int]
+) -> None:
+    cosine = {"schedule": "cosine", "milestones": []}
+    first, _ = toy.train(toy_config(optim=cosine))
+    # The step is early enough for both lengths.
+    before = records(first.output)
+    shutil.rmtree(first.checkpoint)
+    with pytest.raises(ConfigError, match=r"cosine .* was 30 and is .* run\.epochs") as error:
+        toy.train(toy_config(optim=cosine, run=change))
+    assert "another output" in str(error.value)
+    assert records(first.output) == before
+    again, _ = toy.train(toy_config(optim=cosine, run={"max_steps": 30}))
+    assert again.steps == 30
+
+
+def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:
+    def train(digest: str | None, manifest: str, **run: int) -> Any:
+        config = toy_config(run=run)
+        dataset = toy.ToyDataset(config)
+        dataset.digest = digest
+        return fit(
+            toy.ToyMethod(config),
+            dataset,
+            run=config.run,
+            optim=config.optim,
+            config_yaml=f"data: {{manifest: {manifest}}}\n",
+            collate=toy.collate,
+        )
+
+    train("a" * 64, "here", max_steps=3)
+    with pytest.raises(ConfigError, match=r"with other data: .*digest aaaaaaaaaaaa, now bbbbbbbb"):
+        train("b" * 64, "here", max_steps=6)
+    with pytest.raises(ConfigError, match=r"data\.manifest was 'here', is 'there'"):
+        train(None, "there", max_steps=6)
+    assert train("a" * 64, "there", max_steps=6).steps == 6
+
+
 def test_another_number_of_clips_is_refused(toy: ModuleType, toy_config: Make) -> None:
     config = toy_config(run={"max_steps": 3})
     toy.train(config)
@@ -276,7 +381,10 @@ def test_a_loss_that_is_nan_stops_and_keeps_the_last_good_checkpoint(
     loaded = checkpoint.load(config.run.output)
     assert loaded.step == 6
     assert all(torch.isfinite(value).all() for value in loaded.model.values())
-    assert all(record["step"] < 8 for record in records(config.run.output))
+    # The step at fault is on record too.
+    losses = {r["step"]: r["loss"] for r in records(config.run.output)}
+    assert list(losses) == list(range(1, 9))
+    assert [step for step, loss in losses.items() if loss is None] == [8]
 
 
 def test_an_infinite_gradient_stops_too(toy: ModuleType, toy_config: Make) -> None:
@@ -559,10 +667,10 @@ def test_a_record_that_does_not_fit_the_disk(
 ) -> None:
     real = Tracker.log
 
-    def fill(self: Tracker, step: int, epoch: int, values: Any) -> None:
+    def fill(self: Tracker, step: int, epoch: int, values: Any, **options: Any) -> None:
         if step == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(self, step, epoch, values)
+        real(self, step, epoch, values, **options)
 
     monkeypatch.setattr(Tracker, "log", fill)
     with pytest.raises(TrainingError, match=r"No space left on device; .*step_3"):

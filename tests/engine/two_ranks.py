@@ -38,7 +38,7 @@ def main() -> None:
 
         try:
             result, method = toy.train(config, hook=hook)
-        except NdavidError as error:
+        except (NdavidError, OSError) as error:
             seen[name] = {"error": type(error).__name__, "message": str(error)}
             return
         seen[name] = {
@@ -59,6 +59,8 @@ def main() -> None:
     attempt("bad", bad)
     attempt("too_bad", too_bad)
     attempt("full_disk", full_disk)
+    attempt("broken_on_one", broken_on_one)
+    attempt("no_room_for_records", no_room_for_records)
     seen["agree"] = agree(rank(), 5 - rank())
     seen["from_main"] = from_main({"rank": rank()})
     seen["gathered"] = gather_objects(f"rank {rank()}")
@@ -72,7 +74,7 @@ def as_lists(module: nn.Module) -> dict[str, Any]:
 
 def averaged(config: toy.ToyConfig) -> None:
     # The last epoch is cut short: the run ends without a hook.
-    config.run.ema_decay, config.run.max_steps = 0.9, 13
+    config.run.ema_decay, config.run.max_steps, config.run.log_every = 0.9, 13, 4
 
 
 def plain(config: toy.ToyConfig) -> None:
@@ -102,6 +104,17 @@ def full_disk(config: toy.ToyConfig) -> None:
         folder = Path(config.run.output)
         folder.mkdir(parents=True)
         (folder / "checkpoints").write_text("")
+
+
+def broken_on_one(config: toy.ToyConfig) -> None:
+    config.broken, config.run.log_every = [3], 100
+
+
+def no_room_for_records(config: toy.ToyConfig) -> None:
+    # Only rank 0 writes.
+    if rank() == 0:
+        (Path(config.run.output) / "bad_clips.csv").mkdir(parents=True)
+    config.bad, config.run.max_bad_fraction = [3], 0.1
 
 
 if __name__ == "__main__":
