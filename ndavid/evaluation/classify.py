@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ndavid.collectives import rank, world_size
 from ndavid.engine.distributed import gather_objects
 from ndavid.errors import DataError, TrainingError
+from ndavid.evaluation.agreement import together
 from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accuracy, wilson
 from ndavid.evaluation.protocol import Result
 from ndavid.methods.classification import ClassificationMethod
@@ -83,9 +84,28 @@ def per_video(
         ``values`` (M, V, D) of all ranks' videos, on every rank.
 
     Raises:
-        DataError: If a video cannot be decoded and ``on_bad`` is ``raise``, or none can.
+        DataError: If a video cannot be decoded and ``on_bad`` is ``raise``, or none can; on all
+            ranks.
         TrainingError: If the model gives numbers that are not finite.
     """
+    mine = together(
+        lambda: _score_mine(
+            compute, dataset, device, on_bad, views_per_batch, num_workers, description
+        )
+    )
+    return _merge(gather_objects(mine), dataset)
+
+
+def _score_mine(
+    compute: Callable[[Tensor], Tensor],
+    dataset: TestDataset,
+    device: torch.device,
+    on_bad: OnBad,
+    views_per_batch: int,
+    num_workers: int,
+    description: str,
+) -> tuple[list[Row], list[BadVideo]]:
+    """This rank's share of the videos."""
     loader = DataLoader(
         Subset(cast("Dataset[dict[str, Any]]", dataset), range(rank(), len(dataset), world_size())),
         batch_size=None,
@@ -120,7 +140,7 @@ def per_video(
                 flush()
         if pending:
             flush()
-    return _merge(gather_objects((rows, bad)), dataset)
+    return rows, bad
 
 
 def _merge(parts: Sequence[tuple[list[Row], list[BadVideo]]], dataset: TestDataset) -> PerVideo:

@@ -37,6 +37,7 @@ from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.runner import RunConfig, RunResult, fit
 from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.agreement import together
 from ndavid.evaluation.classify import (
     PerVideo,
     accuracies,
@@ -45,8 +46,15 @@ from ndavid.evaluation.classify import (
     pool_confusions,
 )
 from ndavid.evaluation.paper_compat import NOTES, Subset, draw_subset, long_enough
-from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
-from ndavid.evaluation.protocol import Protocol, ProtocolName, Result, mean_over_folds
+from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier, locate_each
+from ndavid.evaluation.protocol import (
+    Protocol,
+    ProtocolName,
+    Result,
+    file_digest,
+    mean_over_folds,
+)
+from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.selection import BestEpoch
 from ndavid.evaluation.views import ViewsConfig, describe, labelled, open_manifest, views_dataset
@@ -66,7 +74,8 @@ class FinetuneConfig:
     manifest: str = ""
     """manifest.csv of the prepared dataset, or its folder"""
     checkpoint: str = ""
-    """run, checkpoint, saved model or file of the original DPC; empty: random weights"""
+    """run, checkpoint, saved model or file of the original DPC; empty: random weights. {fold} in it
+    stands for the fold's number: one pretraining a fold, which never saw that fold's test videos"""
     mode: Literal["finetune", "linear", "scratch"] = "finetune"
     """train everything; only the head, the rest frozen; everything, and refuse a checkpoint"""
     protocol: ProtocolName = "full"
@@ -75,6 +84,8 @@ class FinetuneConfig:
     """paper_compat only: batch whose incomplete last one is never scored"""
     folds: list[int] = field(default_factory=lambda: [1])
     """official folds; several are averaged"""
+    split: Literal["test", "val"] = "test"
+    """the split that is measured; Kinetics is measured on val"""
     validation: float = 0.0
     """share of each class's training videos, by whole groups, held out to choose the epoch;
     0 trains on all and reports the last epoch"""
@@ -119,9 +130,17 @@ def run(config: FinetuneConfig) -> Result:
     """
     make_accelerator(device=config.run.device)  # Ranks know each other before they print or load.
     manifest = open_manifest(config.manifest)
+    locate_each(config.checkpoint, config.folds)
     results = [_Fold(config, manifest, fold).run() for fold in config.folds]
     result = pool_confusions(mean_over_folds(results))
-    return write_outputs(result, config, config.output, config.manifest)
+    return write_outputs(
+        result,
+        config,
+        config.output,
+        config.manifest,
+        backend=config.views.backend,
+        pictures=gallery(config.checkpoint, config.folds),
+    )
 
 
 class FrozenEncoderMethod(ClassificationMethod):
@@ -180,6 +199,15 @@ def parameter_groups(method: ClassificationMethod, encoder_lr_scale: float) -> l
     return [{"params": encoder, "lr_scale": encoder_lr_scale}, {"params": head, "lr_scale": 1.0}]
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """The weights to test: how they were chosen, of which epoch (0: the last), and their file."""
+
+    selection: str
+    epoch: int
+    file: Path
+
+
 class _Fold:
     """One official fold: its videos, its model, its training run and its test."""
 
@@ -194,8 +222,10 @@ class _Fold:
         self.subset: Subset | None = None
         # Everything that a wrong config or manifest can break is looked at before training.
         self.train = self._split()
+        weights = checkpoint_of(config.checkpoint, fold)
+        self.provenance = trace(weights, manifest.select(config.split, fold), fold)
         self.loaded = load_classifier(
-            config.checkpoint,
+            weights,
             config.model,
             config.views,
             len(manifest.classes),
@@ -217,17 +247,18 @@ class _Fold:
             on_epoch_end=best,
         )
         device = next(self.method.parameters()).device
-        selection, epoch = self._choose_weights(trained, best)
-        predictions, protocol = self._test(device, epoch)
-        protocol.selection = selection
-        return self._result(trained, predictions, protocol, device, time.monotonic() - started)
+        chosen = self._choose_weights(trained, best)
+        predictions, protocol = self._test(device, chosen.epoch)
+        protocol.selection = chosen.selection
+        seconds = time.monotonic() - started
+        return self._result(trained, chosen, predictions, protocol, device, seconds)
 
     # ---- videos -----------------------------------------------------------------------------
 
     def _split(self) -> tuple[ClipRecord, ...]:
         """The training videos; sets the validation videos or the paper's subset beside them."""
         config, manifest, span = self.config, self.manifest, self.sampler.span
-        test = labelled(manifest.select("test", self.fold), manifest)
+        test = labelled(manifest.select(config.split, self.fold), manifest)
         train = labelled(manifest.select("train", self.fold), manifest)
         if config.protocol == "paper_compat":
             draw = generator(self.seed, "paper_compat")
@@ -267,7 +298,9 @@ class _Fold:
         values = yaml.safe_load(to_yaml(self.config))
         for key in _TEST_KEYS:
             del values["views"][key]
-        del values["folds"]
+        del values["folds"], values["split"]
+        # Which weights training starts from is told by their digest.
+        del values["model"]["weights"]
         values["model"]["encoder"] = self.loaded.encoder
         values["fold"] = self.fold
         values["checkpoint_sha256"] = self.loaded.source.get("sha256", "")
@@ -291,28 +324,30 @@ class _Fold:
             predictions = self._classify(method, dataset, device, "validating")
         return accuracies(predictions)["top1"].value
 
-    def _choose_weights(self, trained: RunResult, best: BestEpoch | None) -> tuple[str, int]:
-        """Loads the weights to test; returns how they were chosen, and their epoch (0: last)."""
+    def _choose_weights(self, trained: RunResult, best: BestEpoch | None) -> _Chosen:
+        """Loads the weights to test, always out of the file that the Result names."""
         found = best.load_into(self.method) if best is not None else None
-        if found is not None:
+        if best is not None and found is not None:
             epoch, score = found
             if self.subset is not None:
                 where = "the reported test subset itself (questionable)"
             else:
                 where = f"{len(self.validation)} videos of held-out train groups, one centre clip"
-            return f"epoch {epoch}, the best of those scored on {where}: {100 * score:.2f}%", epoch
-        if self.config.run.ema_decay:
-            averaged = checkpoint.load(trained.checkpoint).ema
-            assert averaged is not None
-            self.method.load_state_dict(averaged)
-            return f"last step ({trained.steps}), averaged weights", 0
-        return f"last step ({trained.steps})", 0
+            words = f"epoch {epoch}, the best of those scored on {where}: {100 * score:.2f}%"
+            return _Chosen(words, epoch, best.path)
+        stored = together(lambda: checkpoint.load(trained.checkpoint))
+        last = f"last step ({trained.steps})"
+        if stored.ema is not None:
+            self.method.load_state_dict(stored.ema)
+            return _Chosen(f"{last}, averaged weights", 0, stored.path / checkpoint.EMA_FILE)
+        self.method.load_state_dict(stored.model)
+        return _Chosen(last, 0, stored.path / checkpoint.MODEL_FILE)
 
     # ---- test -------------------------------------------------------------------------------
 
     def _test(self, device: torch.device, epoch: int) -> tuple[PerVideo, Protocol]:
         config, manifest = self.config, self.manifest
-        test = manifest.select("test", self.fold)
+        test = manifest.select(config.split, self.fold)
         if self.subset is None:
             dataset, report = views_dataset(test, manifest, config.views)
             predictions = self._classify(self.method, dataset, device, "testing")
@@ -320,12 +355,12 @@ class _Fold:
             _, report = usable(test, self.sampler)
             predictions = self._classify_subset(self.method, device, epoch)
         protocol = describe(
-            config.views, config.manifest, manifest, report, split="test", fold=self.fold
+            config.views, config.manifest, manifest, report, split=config.split, fold=self.fold
         )
         protocol.num_videos = len(predictions.labels)
         protocol.num_bad = len(predictions.bad)
         protocol.averaging = "softmax averaged over views"
-        protocol.notes = list(self.loaded.notes)
+        protocol.notes = [*self.loaded.notes, *self.provenance.notes]
         if self.subset is not None:
             protocol.name = "paper_compat"
             protocol.clips = protocol.crops = 1
@@ -361,6 +396,7 @@ class _Fold:
     def _result(
         self,
         trained: RunResult,
+        chosen: _Chosen,
         predictions: PerVideo,
         protocol: Protocol,
         device: torch.device,
@@ -375,6 +411,7 @@ class _Fold:
             protocol=protocol,
             chance=1 / len(self.manifest.classes),
             checkpoint=self.loaded.source,
+            tested={"path": str(chosen.file), "sha256": file_digest(chosen.file)},
             seed=config.run.seed,
             seconds=seconds,
             environment=describe_environment(
@@ -386,6 +423,7 @@ class _Fold:
             details={
                 **classification_details(predictions, self.manifest.classes),
                 "key_report": self.loaded.key_report,
+                "pretraining": self.provenance.details,
                 "training": {
                     "videos": len(self.train),
                     "steps": trained.steps,

@@ -37,8 +37,9 @@ from ndavid.evaluation.classify import (
     pool_confusions,
 )
 from ndavid.evaluation.features import Features, extract
-from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
+from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier, locate_each
 from ndavid.evaluation.protocol import Result, mean_over_folds
+from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.views import ViewsConfig, describe, open_manifest
 
@@ -54,13 +55,16 @@ class LinearConfig:
     manifest: str = ""
     """manifest.csv of the prepared dataset, or its folder"""
     checkpoint: str = ""
-    """run, checkpoint, saved model or file of the original DPC; empty: random weights"""
+    """run, checkpoint, saved model or file of the original DPC; empty: random weights. {fold} in it
+    stands for the fold's number: one pretraining a fold, which never saw that fold's test videos"""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """the encoder, and where its features are taken (head: before the linear layer)"""
     views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1))
     """what is read from each video, training and test alike"""
     folds: list[int] = field(default_factory=lambda: [1])
     """official folds; several are averaged"""
+    split: Literal["test", "val"] = "test"
+    """the split that is measured; Kinetics is measured on val"""
     scaling: Scaling = "standard"
     """standard: zero mean and unit variance by training statistics; l2: unit length"""
     per_view: bool = False
@@ -90,18 +94,26 @@ class LinearConfig:
 def run(config: LinearConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
     device = make_accelerator(device=config.device).device
+    locate_each(config.checkpoint, config.folds)
     results = [_run_fold(config, fold, device) for fold in config.folds]
     result = pool_confusions(mean_over_folds(results))
-    return write_outputs(result, config, config.output, config.manifest)
+    return write_outputs(
+        result,
+        config,
+        config.output,
+        config.manifest,
+        backend=config.views.backend,
+        pictures=gallery(config.checkpoint, config.folds),
+    )
 
 
 def _run_fold(config: LinearConfig, fold: int, device: torch.device) -> Result:
     started = time.monotonic()
     manifest = open_manifest(config.manifest)
     num_classes = len(manifest.classes)
-    loaded = load_classifier(
-        config.checkpoint, config.model, config.views, num_classes, seed=config.seed
-    )
+    weights = checkpoint_of(config.checkpoint, fold)
+    provenance = trace(weights, manifest.select(config.split, fold), fold)
+    loaded = load_classifier(weights, config.model, config.views, num_classes, seed=config.seed)
     cache = Path(config.cache) if config.cache else Path(config.output) / "features"
     train, test = (
         extract(
@@ -113,9 +125,9 @@ def _run_fold(config: LinearConfig, fold: int, device: torch.device) -> Result:
             device=device,
             description=f"{split} features",
         )
-        for split in ("train", "test")
+        for split in ("train", config.split)
     )
-    notes = list(loaded.notes)
+    notes = [*loaded.notes, *provenance.notes]
     held_out = {
         record.path
         for record in manifest.holdout(
@@ -131,7 +143,7 @@ def _run_fold(config: LinearConfig, fold: int, device: torch.device) -> Result:
         notes.append(f"The regression had not converged after {config.max_iterations} iterations.")
     predictions = predict(probe, test, num_classes, config)
     protocol = describe(
-        config.views, config.manifest, manifest, test.report, split="test", fold=fold
+        config.views, config.manifest, manifest, test.report, split=config.split, fold=fold
     )
     protocol.num_videos = len(test.paths)
     protocol.num_bad = len(test.bad)
@@ -158,6 +170,7 @@ def _run_fold(config: LinearConfig, fold: int, device: torch.device) -> Result:
             **classification_details(predictions, manifest.classes),
             "sweep": {f"{decay:g}": accuracy for decay, accuracy in sweep.items()},
             "key_report": loaded.key_report,
+            "pretraining": provenance.details,
             "bad": [list(entry) for entry in (*train.bad, *test.bad)],
         },
     )

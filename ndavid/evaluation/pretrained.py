@@ -9,30 +9,30 @@ is an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
+from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
 from ndavid.collectives import rank
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.rng import seeded
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.evaluation.protocol import file_digest
+from ndavid.evaluation.provenance import checkpoint_of
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
 from ndavid.models.dpc import DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
-from ndavid.models.release import KeyReport, load_dpc, load_encoder
+from ndavid.models.matching import compare, find_prefix
+from ndavid.models.release import Weights, load_dpc, load_encoder
 from ndavid.models.state_files import read_state_dict
 
 MIN_FRACTION = 0.95
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILES: dict[Weights, str] = {"model": MODEL_FILE, "ema": EMA_FILE}
 
 Classifier = DpcClassifier | EncoderClassifier
 
@@ -47,6 +47,8 @@ class ClassifierConfig:
     """dpc: blocks -> encoder -> GRU (both from the checkpoint); pool: encoder -> global mean"""
     norm: Literal["none", "bn"] = "none"
     """batch norm before the linear layer of a pool head; a dpc head always has one"""
+    weights: Weights = "model"
+    """of a run: model, those that were trained, or ema, their average (run.ema_decay above 0)"""
     dropout: float = 0.5
     """before the linear layer; DPC's 0.5, though 0.9 does better on UCF101 (MemDPC issue 5)"""
 
@@ -93,8 +95,9 @@ def load_classifier(
         seed: Draws what is not in the checkpoint.
 
     Raises:
-        CheckpointError: If it is not a checkpoint, holds another encoder than asked for, or under
-            95% of the encoder's tensors are those of the file.
+        CheckpointError: If it is not a checkpoint, holds another encoder than asked for, no
+            averaged weights where they are asked for, or under 95% of the encoder's tensors are
+            those of the file.
         ConfigError: If a random encoder is asked for without a name, or a dpc head without blocks.
     """
     if config.head == "dpc" and views.sampling != "blocks":
@@ -120,29 +123,15 @@ def locate(checkpoint: str) -> Path:
     return path
 
 
-def compare_with_file(module: nn.Module, stored: Mapping[str, Tensor]) -> KeyReport:
-    """Returns which of the module's tensors are, value for value, in ``stored`` under their name.
+def locate_each(checkpoint: str, folds: Sequence[int]) -> None:
+    """Checks, before the first fold costs hours, that every fold's checkpoint is there.
 
-    A tensor is looked for under every key that ends with its name, so that prefixes (``module.``,
-    ``dpc.encoder.``, ``backbone.``) do not matter. Counters of batch norm are not counted.
+    Raises:
+        CheckpointError: As `locate`.
     """
-    matched: list[str] = []
-    missing: list[str] = []
-    different: list[str] = []
-    for name, tensor in module.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        found = [stored[key] for key in stored if key == name or key.endswith("." + name)]
-        same = any(other.shape == tensor.shape and torch.equal(other, tensor) for other in found)
-        (matched if same else different if found else missing).append(name)
-    used = tuple(matched)
-    unexpected = [
-        key
-        for key in stored
-        if not key.endswith("num_batches_tracked")
-        and not any(key == name or key.endswith("." + name) for name in used)
-    ]
-    return KeyReport(used, tuple(missing), tuple(unexpected), tuple(different))
+    for path in dict.fromkeys(checkpoint_of(checkpoint, fold) for fold in folds):
+        if path:
+            locate(path)
 
 
 def _random(config: ClassifierConfig, views: ViewsConfig, num_classes: int) -> Pretrained:
@@ -171,7 +160,7 @@ def _from_file(
     path: Path, config: ClassifierConfig, views: ViewsConfig, num_classes: int
 ) -> Pretrained:
     if config.head == "dpc":
-        dpc = load_dpc(path)
+        dpc = load_dpc(path, weights=config.weights)
         dpc.config = dataclasses.replace(
             dpc.config,
             num_blocks=views.num_blocks,
@@ -181,15 +170,17 @@ def _from_file(
         name = dpc.config.encoder
         classifier: Classifier = DpcClassifier.from_dpc(dpc, num_classes, dropout=config.dropout)
     else:
-        encoder = load_encoder(path)
+        encoder = load_encoder(path, weights=config.weights)
         name = encoder.name
         classifier = _pool_classifier(encoder, config, num_classes)
     if config.encoder and config.encoder != name:
         raise CheckpointError(
             f"{path}: holds the encoder {name}, but model.encoder asks for {config.encoder}"
         )
-    weights = path / WEIGHTS_FILE if path.is_dir() else path
-    report = compare_with_file(classifier.encoder, read_state_dict(weights))
+    weights = path / WEIGHTS_FILES[config.weights] if path.is_dir() else path
+    stored = read_state_dict(weights)
+    prefix = find_prefix(classifier.encoder, stored)
+    report = compare(classifier.encoder, stored, prefix=prefix, values=True)
     if rank() == 0:
         print(f"{weights}: encoder: {report}")
     if report.fraction < MIN_FRACTION:

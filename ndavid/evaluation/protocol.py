@@ -76,7 +76,10 @@ class Result:
         metrics: Value, n and 95% interval by name; fractions, not per cent.
         protocol: How.
         chance: Expected top-1 of guessing among the classes, or None where it has no meaning.
-        checkpoint: ``path`` and ``sha256`` of the pretrained weights; empty for random ones.
+        checkpoint: ``path`` and ``sha256`` of the pretrained weights; empty for random ones. Of a
+            mean over folds with one each, joined by commas in their order.
+        tested: The same of the weights that made the predictions, where training followed: those of
+            the last step, the moving average, or the best epoch. Empty: ``checkpoint`` as it is.
         seed: The run's seed.
         seconds: Wall time of the whole evaluation.
         environment: Versions, device, commit (``engine.environment.describe``).
@@ -90,6 +93,7 @@ class Result:
     protocol: Protocol
     chance: float | None = None
     checkpoint: dict[str, str] = field(default_factory=dict)
+    tested: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
     environment: dict[str, Any] = field(default_factory=dict)
@@ -168,18 +172,29 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
             for name in first.metrics
         },
         protocol=protocol,
+        checkpoint=_joined([result.checkpoint for result in results]),
+        tested=_joined([result.tested for result in results]),
         seconds=sum(result.seconds for result in results),
         details={
             "folds": [
                 {
                     "fold": result.protocol.folds[0],
                     "metrics": {k: dataclasses.asdict(v) for k, v in result.metrics.items()},
+                    "checkpoint": result.checkpoint,
+                    "tested": result.tested,
                     **result.details,
                 }
                 for result in results
             ]
         },
     )
+
+
+def _joined(weights: Sequence[dict[str, str]]) -> dict[str, str]:
+    """One entry for all folds where they share their weights, else each key's values in a row."""
+    if all(one == weights[0] for one in weights):
+        return dict(weights[0])
+    return {key: ", ".join(one.get(key, "none") for one in weights) for key in ("path", "sha256")}
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -129,7 +129,13 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
 
 
 def write_outputs(
-    result: Result, config: Any, output: str | os.PathLike[str], manifest: str
+    result: Result,
+    config: Any,
+    output: str | os.PathLike[str],
+    manifest: str,
+    *,
+    backend: str = "pyav",
+    pictures: Sequence[Picture] = (),
 ) -> Result:
     """Writes and prints the result on rank 0 (``result.json``, ``report.html``); returns it.
 
@@ -138,6 +144,8 @@ def write_outputs(
         config: The evaluator's config dataclass.
         output: Folder; runs inside it (``fold_1/metrics.jsonl``) become curves.
         manifest: Where the videos of retrieved neighbours are.
+        backend: Decoder for their frames.
+        pictures: Extra pictures, e.g. the negatives of the pretraining.
     """
     result.config = dataclasses.asdict(config)
     if rank() != 0:
@@ -150,10 +158,13 @@ def write_outputs(
         title=f"{result.task.replace('_', ' ').capitalize()} on {dataset}",
         rows=[ReportRow(name=result.task, result=result)],
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
+        pictures=list(pictures),
         videos=read_manifest(manifest).root,
+        backend=backend,
     )
     page = write_report(report, folder / REPORT_FILE)
-    print(f"{result.summary()}\n{page}")
+    notes = "".join(f"note: {note}\n" for note in result.protocol.notes)
+    print(f"{result.summary()}\n{notes}{page}")
     return result
 
 
@@ -347,8 +358,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _protocol_rows(result: Result) -> list[tuple[str, str]]:
     protocol = result.protocol
-    checkpoint = result.checkpoint
-    digest = f"{checkpoint['path']} (sha256 {checkpoint['sha256'][:16]}…)" if checkpoint else "none"
     rows = [
         ("protocol", protocol.name),
         ("data", f"{protocol.manifest}, {protocol.num_classes} classes"),
@@ -359,11 +368,29 @@ def _protocol_rows(result: Result) -> list[tuple[str, str]]:
         ("averaging", protocol.averaging),
         ("short videos", protocol.short),
         ("weights chosen by", protocol.selection),
-        ("pretrained weights", digest),
+        ("pretrained weights", _weights(result.checkpoint) or "none"),
+        ("pretraining data", _pretraining_data(result.details.get("pretraining", {}))),
+        ("tested weights", _weights(result.tested)),
         ("seed", str(result.seed)),
         ("wall time", f"{result.seconds:.0f} s"),
     ]
     return [(key, value) for key, value in rows if value]
+
+
+def _weights(source: dict[str, str]) -> str:
+    """Path and short digest; of several folds, each."""
+    if not source:
+        return ""
+    both = zip(source["path"].split(", "), source["sha256"].split(", "), strict=False)
+    return "; ".join(f"{path} (sha256 {digest[:16]}…)" for path, digest in both)
+
+
+def _pretraining_data(details: dict[str, Any]) -> str:
+    if not details:
+        return ""
+    seen = details["test_videos_seen"]
+    overlap = "overlap with test unknown" if seen is None else f"{seen} test videos among it"
+    return f"{details['split']} of fold {details['fold']}, {details['manifest']}; {overlap}"
 
 
 def _counted(result: Result) -> str:

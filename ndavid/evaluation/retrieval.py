@@ -25,8 +25,9 @@ from ndavid.engine.rng import generator
 from ndavid.errors import ConfigError
 from ndavid.evaluation.features import Features, extract
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
-from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
+from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier, locate_each
 from ndavid.evaluation.protocol import Result, mean_over_folds
+from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.views import ViewsConfig, describe, open_manifest
 
@@ -40,13 +41,16 @@ class RetrievalConfig:
     manifest: str = ""
     """manifest.csv of the prepared dataset, or its folder"""
     checkpoint: str = ""
-    """run, checkpoint, saved model or file of the original DPC; empty: random weights"""
+    """run, checkpoint, saved model or file of the original DPC; empty: random weights. {fold} in it
+    stands for the fold's number: one pretraining a fold, which never saw that fold's test videos"""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """the encoder, and where its features are taken (head: before the linear layer)"""
     views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1))
     """what is read from each video"""
     folds: list[int] = field(default_factory=lambda: [1])
     """official folds; several are averaged"""
+    split: Literal["test", "val"] = "test"
+    """the split that is measured; Kinetics is measured on val"""
     ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
     """R@k for these k"""
     num_examples: int = 12
@@ -70,15 +74,25 @@ class RetrievalConfig:
 def run(config: RetrievalConfig) -> Result:
     """Measures R@k on every fold, writes ``result.json`` and returns it."""
     device = make_accelerator(device=config.device).device
+    locate_each(config.checkpoint, config.folds)
     results = [_run_fold(config, fold, device) for fold in config.folds]
-    return write_outputs(mean_over_folds(results), config, config.output, config.manifest)
+    return write_outputs(
+        mean_over_folds(results),
+        config,
+        config.output,
+        config.manifest,
+        backend=config.views.backend,
+        pictures=gallery(config.checkpoint, config.folds),
+    )
 
 
 def _run_fold(config: RetrievalConfig, fold: int, device: torch.device) -> Result:
     started = time.monotonic()
     manifest = open_manifest(config.manifest)
+    weights = checkpoint_of(config.checkpoint, fold)
+    provenance = trace(weights, manifest.select(config.split, fold), fold)
     loaded = load_classifier(
-        config.checkpoint, config.model, config.views, len(manifest.classes), seed=config.seed
+        weights, config.model, config.views, len(manifest.classes), seed=config.seed
     )
     cache = Path(config.cache) if config.cache else Path(config.output) / "features"
     gallery, queries = (
@@ -91,11 +105,11 @@ def _run_fold(config: RetrievalConfig, fold: int, device: torch.device) -> Resul
             device=device,
             description=f"{split} features",
         )
-        for split in ("train", "test")
+        for split in ("train", config.split)
     )
     order = nearest(queries.pooled(), gallery.pooled(), count=len(gallery.paths))
     protocol = describe(
-        config.views, config.manifest, manifest, queries.report, split="test", fold=fold
+        config.views, config.manifest, manifest, queries.report, split=config.split, fold=fold
     )
     protocol.num_videos = len(queries.paths)
     protocol.num_bad = len(queries.bad)
@@ -103,6 +117,7 @@ def _run_fold(config: RetrievalConfig, fold: int, device: torch.device) -> Resul
     protocol.selection = "nothing is trained"
     protocol.notes = [
         *loaded.notes,
+        *provenance.notes,
         f"Gallery: {len(gallery.paths)} training videos ({gallery.report.num_dropped} short ones "
         f"dropped, {len(gallery.bad)} undecodable).",
     ]
@@ -120,6 +135,7 @@ def _run_fold(config: RetrievalConfig, fold: int, device: torch.device) -> Resul
         details={
             "neighbours": _examples(config, order, queries, gallery, manifest.classes),
             "key_report": loaded.key_report,
+            "pretraining": provenance.details,
             "bad": [list(entry) for entry in (*gallery.bad, *queries.bad)],
         },
     )

@@ -16,6 +16,7 @@ from ndavid.collectives import rank
 from ndavid.engine.distributed import from_main, gather_objects
 from ndavid.engine.runner import EpochEnd
 from ndavid.errors import CheckpointError
+from ndavid.evaluation.agreement import together
 
 FILE = "best.safetensors"
 
@@ -45,27 +46,34 @@ class BestEpoch:
             return {}
         method = end.method if end.ema is None else end.ema
         value = self.score(method, end.device, end.epoch)
-        if rank() == 0:
-            best = self._stored()
-            if best is None or best[0] >= end.epoch or value > best[1]:
-                self._store(method, end.epoch, value)
+        together(lambda: self._keep_if_better(method, end.epoch, value))
         return {"top1": value}
 
     def load_into(self, method: nn.Module) -> tuple[int, float] | None:
         """Loads the best weights and returns (epoch, score); None if no epoch was scored.
 
         Raises:
-            CheckpointError: If the stored weights cannot be read.
+            CheckpointError: If the stored weights cannot be read; on all ranks or none.
         """
         gather_objects(None)  # Rank 0 may still be writing.
-        best = from_main(self._stored() if rank() == 0 else None)
+        best = from_main(together(lambda: self._stored() if rank() == 0 else None))
         if best is None:
             return None
+        together(lambda: self._load(method))
+        return best
+
+    def _load(self, method: nn.Module) -> None:
         try:
             method.load_state_dict(load_file(self.path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: cannot be loaded: {error}") from error
-        return best
+
+    def _keep_if_better(self, method: nn.Module, epoch: int, value: float) -> None:
+        if rank() != 0:
+            return
+        best = self._stored()
+        if best is None or best[0] >= epoch or value > best[1]:
+            self._store(method, epoch, value)
 
     def _stored(self) -> tuple[int, float] | None:
         if not self.path.exists():
@@ -79,7 +87,11 @@ class BestEpoch:
 
     def _store(self, method: nn.Module, epoch: int, value: float) -> None:
         state = {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"best": json.dumps({"epoch": epoch, "score": value})}
         partial = self.path.with_name(f".{FILE}.{os.getpid()}.partial")
-        save_file(state, partial, metadata={"best": json.dumps({"epoch": epoch, "score": value})})
-        partial.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(state, partial, metadata=metadata)
+            partial.replace(self.path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path}: could not be saved: {error}") from error

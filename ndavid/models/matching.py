@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ndavid.errors import CheckpointError
@@ -25,7 +26,7 @@ class KeyReport:
     unexpected: tuple[str, ...]
     """In the state dict only: not used."""
     mismatched: tuple[str, ...] = ()
-    """In both, with different shapes: not used."""
+    """In both, with different shapes (or values, where those were compared): not used."""
 
     @property
     def fraction(self) -> float:
@@ -36,7 +37,7 @@ class KeyReport:
     def __str__(self) -> str:
         return (
             f"{self.fraction:.1%} of the model's keys loaded ({len(self.matched)} matched, "
-            f"{_some(self.missing)} missing, {_some(self.mismatched)} of another shape, "
+            f"{_some(self.missing)} missing, {_some(self.mismatched)} different, "
             f"{_some(self.unexpected)} unexpected)"
         )
 
@@ -60,27 +61,69 @@ def load_matching(
     Raises:
         CheckpointError: fewer keys match; the model is left as it was.
     """
-    wanted = model.state_dict()
-    offered = {
-        key.removeprefix(prefix): value
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
-    fitting = {k: v for k, v in offered.items() if k in wanted and v.shape == wanted[k].shape}
-    report = KeyReport(
-        matched=_counted(fitting),
-        missing=_counted(wanted.keys() - offered.keys()),
-        unexpected=tuple(sorted(offered.keys() - wanted.keys())),
-        mismatched=_counted((wanted.keys() & offered.keys()) - fitting.keys()),
-    )
+    report = compare(model, state_dict, prefix=prefix)
     if report.fraction < min_fraction:
         where = f" under the prefix {prefix!r}" if prefix else ""
         raise CheckpointError(
             f"the checkpoint does not fit the {type(model).__name__}{where}: {report}; "
             f"at least {min_fraction:.0%} must match"
         )
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(_fitting(model.state_dict(), _offered(state_dict, prefix)), strict=False)
     return report
+
+
+def compare(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    values: bool = False,
+) -> KeyReport:
+    """Says which of the model's tensors are in ``state_dict``, without loading any.
+
+    Args:
+        model: whose keys are looked for.
+        state_dict: tensors by name.
+        prefix: only keys that begin with it are looked at, and without it.
+        values: whether a tensor must also hold the same values to match, which after loading
+            proves that the model is the file's.
+    """
+    wanted, offered = model.state_dict(), _offered(state_dict, prefix)
+    fitting: Iterable[str] = _fitting(wanted, offered)
+    if values:
+        fitting = [key for key in fitting if torch.equal(offered[key], wanted[key].cpu())]
+    return KeyReport(
+        matched=_counted(fitting),
+        missing=_counted(wanted.keys() - offered.keys()),
+        unexpected=_counted(offered.keys() - wanted.keys()),
+        mismatched=_counted((wanted.keys() & offered.keys()) - set(fitting)),
+    )
+
+
+def find_prefix(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """The one prefix under which most of the model's keys are found ("dpc.encoder.", "", ...)."""
+    wanted = list(model.state_dict())
+    candidates = {
+        prefix: None
+        for name in (wanted[0], wanted[-1])
+        for key in state_dict
+        if key.endswith(name) and (not (prefix := key.removesuffix(name)) or prefix[-1] == ".")
+    }
+    # The first of equals: a method's own network comes before its momentum copy.
+    found = {prefix: sum(prefix + name in state_dict for name in wanted) for prefix in candidates}
+    return max(found, key=found.__getitem__, default="")
+
+
+def _offered(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+
+
+def _fitting(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in offered.items() if k in wanted and v.shape == wanted[k].shape}
 
 
 def _counted(keys: Iterable[str]) -> tuple[str, ...]:

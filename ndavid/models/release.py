@@ -2,33 +2,43 @@
 
 A saved folder holds ``config.json`` (under ``encoder`` the name that ``build_encoder`` takes, for a
 DPC its whole config) and ``model.safetensors``; the Hub takes it as it is. A run of ours is read
-too: its folder (the newest complete checkpoint), or one checkpoint's folder. Files of the original
-DPC code are read by ``original_dpc``.
+too: its folder (the newest whole checkpoint), or one checkpoint's folder, after verifying digests.
+Files of the original DPC code are read by ``original_dpc``.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ndavid.checkpoint_files import (
+    COMPLETE_FILE,
+    EMA_FILE,
+    FOLDER,
+    MODEL_FILE,
+    newest_whole,
+    verify,
+)
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
-from ndavid.models.matching import KeyReport, load_matching
+from ndavid.models.matching import KeyReport, find_prefix, load_matching
 from ndavid.models.original_dpc import load_dpc_classifier_release, load_dpc_release
 from ndavid.models.state_files import read_state_dict
 
 __all__ = [
     "KeyReport",
+    "Weights",
     "load_dpc",
     "load_dpc_classifier_release",
     "load_dpc_release",
@@ -37,7 +47,10 @@ __all__ = [
     "save_pretrained",
 ]
 
-_WEIGHTS = "model.safetensors"
+Weights = Literal["model", "ema"]
+"""Which weights of a run: those that were trained, or their moving average."""
+
+_FILES: dict[Weights, str] = {"model": MODEL_FILE, "ema": EMA_FILE}
 
 
 def save_pretrained(model: nn.Module, directory: str | Path) -> None:
@@ -56,36 +69,38 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     config = {"encoder": encoder.name}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, directory / _WEIGHTS)
+    save_file(weights, directory / MODEL_FILE)
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_encoder(path: str | Path, *, weights: Weights = "model") -> Encoder:
     """The pretrained encoder at ``path``, in eval mode.
 
     Args:
         path: a folder that :func:`save_pretrained` wrote, a run's folder or one of its
             checkpoints, or a file of the original DPC.
+        weights: ``ema`` for a run's averaged weights.
 
     Raises:
-        CheckpointError: none of these, incomplete, or under 95% of the encoder's keys are in it.
+        CheckpointError: none of these, incomplete, damaged, without averaged weights where they are
+            asked for, or under 95% of the encoder's keys are in it.
     """
-    saved = _read(Path(path))
+    saved = _read(Path(path), weights)
     if saved is None:
         return load_dpc_release(path).encoder
     encoder = build_encoder(saved.encoder_name())
     if not any(key.endswith("running_mean") for key in saved.weights):
         drop_running_stats(encoder)
-    load_matching(encoder, saved.weights, prefix=_prefix_of(encoder, saved.weights))
+    load_matching(encoder, saved.weights, prefix=find_prefix(encoder, saved.weights))
     return encoder.eval()
 
 
-def load_dpc(path: str | Path) -> DPC:
-    """The pretrained :class:`DPC` at ``path``, in eval mode; paths and errors as `load_encoder`."""
-    saved = _read(Path(path))
+def load_dpc(path: str | Path, *, weights: Weights = "model") -> DPC:
+    """The pretrained :class:`DPC` at ``path``, in eval mode; arguments as `load_encoder`'s."""
+    saved = _read(Path(path), weights)
     if saved is None:
         return load_dpc_release(path)
     dpc = DPC(saved.dpc_config())
-    prefix = _prefix_of(dpc, saved.weights)
+    prefix = find_prefix(dpc, saved.weights)
     load_matching(dpc, saved.weights, prefix=prefix, min_fraction=1.0)
     return dpc.eval()
 
@@ -121,29 +136,35 @@ class _Saved:
         raise CheckpointError(f"{self.path}: its config describes no DPC")
 
 
-def _read(path: Path) -> _Saved | None:
+def _read(path: Path, weights: Weights) -> _Saved | None:
     """What a folder of ours holds; None for a file of another kind, which may be the original's."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    if path.is_file() and path.name != _WEIGHTS:
+    if path.is_file() and path.name not in _FILES.values():
+        if weights == "ema":
+            raise CheckpointError(f"{path}: a single file has no averaged weights beside its own")
         return None
-    folder = path.parent if path.is_file() else path
-    if (folder / "checkpoints").is_dir():
-        folder = _newest_complete(folder)
-    if not (folder / _WEIGHTS).is_file():
+    folder = _whole(path.parent if path.is_file() else path)
+    file = folder / (path.name if path.is_file() else _FILES[weights])
+    if weights == "ema" and not (folder / EMA_FILE).is_file():
+        raise CheckpointError(f"{folder}: no averaged weights (the run had run.ema_decay: 0)")
+    if not file.is_file():
         raise CheckpointError(f"{path}: not a saved model, a run or a checkpoint of one")
-    return _Saved(folder, read_state_dict(folder / _WEIGHTS), _config_beside(folder))
+    return _Saved(folder, read_state_dict(file), _config_beside(folder))
 
 
-def _newest_complete(run_dir: Path) -> Path:
-    steps = [
-        folder
-        for folder in (run_dir / "checkpoints").glob("step_*")
-        if (folder / "complete.json").is_file() and folder.name.removeprefix("step_").isdigit()
-    ]
-    if not steps:
-        raise CheckpointError(f"{run_dir}: a run without a complete checkpoint")
-    return max(steps, key=lambda folder: int(folder.name.removeprefix("step_")))
+def _whole(folder: Path) -> Path:
+    """The folder, or a run's newest checkpoint that is whole; what is damaged is never returned."""
+    if (folder / FOLDER).is_dir():
+        found = newest_whole(folder, say=warnings.warn)
+        if found is None:
+            raise CheckpointError(f"{folder}: a run without a complete checkpoint")
+        return found
+    if (folder / COMPLETE_FILE).exists():
+        verify(folder)
+    elif folder.parent.name == FOLDER:
+        raise CheckpointError(f"{folder}: a checkpoint that was not written to the end")
+    return folder
 
 
 def _config_beside(folder: Path) -> Mapping[str, Any]:
@@ -166,16 +187,3 @@ def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for value in config.values():
         if isinstance(value, Mapping):
             yield from _sections(value)
-
-
-def _prefix_of(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Under which prefix most of the model's keys are found ("dpc.encoder.", "", ...)."""
-    wanted = list(model.state_dict())
-    candidates = {
-        key.removesuffix(name): None
-        for name in (wanted[0], wanted[-1])
-        for key in weights
-        if key.endswith(name)
-    }
-    # The first of equals: a method's own network comes before its momentum copy.
-    return max(candidates, key=lambda p: sum(p + name in weights for name in wanted), default="")

@@ -11,10 +11,11 @@ from torch import nn
 
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.errors import CheckpointError, ConfigError
-from ndavid.evaluation.pretrained import ClassifierConfig, compare_with_file, load_classifier
+from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
 from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.matching import KeyReport, compare, find_prefix
 from ndavid.models.release import save_pretrained
 
 VIEWS = ViewsConfig(num_blocks=2, block_len=3, size=32)
@@ -82,16 +83,39 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -
 def test_the_comparison_sees_what_was_not_loaded() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     stored = {f"module.net.{name}": tensor.clone() for name, tensor in module.state_dict().items()}
-    assert compare_with_file(module, stored).fraction == 1.0
 
+    def compared() -> KeyReport:
+        return compare(module, stored, prefix=find_prefix(module, stored), values=True)
+
+    assert compared().fraction == 1.0
     stored["module.net.0.weight"] += 1
     del stored["module.net.1.bias"]
-    stored["extra.weight"] = torch.zeros(1)
-    report = compare_with_file(module, stored)
+    stored["module.net.extra.weight"] = torch.zeros(1)
+    # Of the same name and values, but another network's: no match.
+    stored["other.1.bias"] = module[1].bias.detach().clone()
+    report = compared()
     assert report.mismatched == ("0.weight",)
     assert report.missing == ("1.bias",)
-    assert "extra.weight" in report.unexpected
+    assert report.unexpected == ("extra.weight",)
     assert report.fraction == 4 / 6
+
+
+@pytest.mark.parametrize("head", ["dpc", "pool"])
+def test_averaged_weights_are_loaded_where_asked_for(dpc: DPC, tmp_path: Path, head: str) -> None:
+    state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
+    average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    (tmp_path / "config.yaml").write_text(
+        "model: {encoder: resnet2d3d10, num_blocks: 4, block_len: 3, pred_steps: 1}\n"
+    )
+    engine_checkpoint.save(tmp_path, 6, model=state, state={"step": 6})
+    assert "no averaged weights" in one_error(tmp_path, head=head, weights="ema")
+    engine_checkpoint.save(tmp_path, 7, model=state, ema=average, state={"step": 7})
+    config = ClassifierConfig(head=head, weights="ema")  # type: ignore[arg-type]
+    loaded = load_classifier(str(tmp_path), config, VIEWS, 3, seed=0)
+    found = loaded.classifier.encoder.state_dict()["conv1.weight"]
+    assert torch.equal(found, dpc.encoder.state_dict()["conv1.weight"] + 1)
+    assert loaded.source["path"] == str(tmp_path / "checkpoints" / "step_7" / "ema.safetensors")
+    assert loaded.key_report["fraction"] == 1.0
 
 
 class RunsCode:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import EncoderClassifier
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoders import build_encoder
+from ndavid.models.matching import find_prefix
 from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
 from ndavid.models.state_files import read_state_dict
 
@@ -43,8 +46,28 @@ def write_run(run: Path, dpc: DPC, step: int, *, complete: bool = True) -> Path:
         "run:\n  epochs: 1\n"
     )
     if complete:
-        (folder / "complete.json").write_text(json.dumps({"step": step}))
+        complete_run(folder, step)
     return folder
+
+
+def complete_run(folder: Path, step: int) -> None:
+    """What the engine writes last: size and SHA-256 of each file."""
+    files = {
+        file.name: {
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for file in folder.iterdir()
+    }
+    content = {"format": 1, "step": step, "files": files}
+    (folder / "complete.json").write_text(json.dumps(content))
+
+
+def flip_a_byte(file: Path) -> None:
+    """Changes the last byte, which is a weight: the file still loads."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def test_a_dpc_comes_back_from_its_folder(tmp_path: Path, dpc: DPC) -> None:
@@ -77,6 +100,7 @@ def test_missing_running_statistics_stay_missing(tmp_path: Path) -> None:
     assert not has_running_stats(load_dpc(tmp_path).encoder)
 
 
+@pytest.mark.filterwarnings("ignore:passed over")
 def test_the_newest_complete_checkpoint_of_a_run_is_taken(tmp_path: Path, dpc: DPC) -> None:
     other = DPC(CONFIG)
     write_run(tmp_path, other, 9)
@@ -85,6 +109,70 @@ def test_the_newest_complete_checkpoint_of_a_run_is_taken(tmp_path: Path, dpc: D
     for path in (tmp_path, newest, newest / "model.safetensors"):
         assert torch.equal(load_encoder(path)(CLIP), dpc.encoder(CLIP))
         assert load_dpc(path).config == CONFIG
+
+
+@pytest.mark.parametrize("load", [load_encoder, load_dpc])
+def test_damaged_weights_are_never_loaded(
+    tmp_path: Path, dpc: DPC, load: Callable[[Path], nn.Module]
+) -> None:
+    write_run(tmp_path, dpc, 9)
+    newest = write_run(tmp_path, DPC(CONFIG), 10)
+    flip_a_byte(newest / "model.safetensors")
+    read_state_dict(newest / "model.safetensors")  # The flip alone is no error.
+    for path in (newest, newest / "model.safetensors"):
+        with pytest.raises(CheckpointError, match="content changed"):
+            load(path)
+    with pytest.warns(UserWarning, match="passed over a damaged checkpoint: .*step_10"):
+        model = load(tmp_path)
+    encoder = model.encoder if isinstance(model, DPC) else model
+    assert torch.equal(encoder(CLIP), dpc.encoder(CLIP))
+    flip_a_byte(tmp_path / "checkpoints" / "step_9" / "model.safetensors")
+    with (
+        pytest.raises(CheckpointError, match="without a complete"),
+        pytest.warns(UserWarning, match="passed over"),
+    ):
+        load(tmp_path)
+
+
+def test_a_checkpoint_that_lost_a_file_or_its_end_is_refused(tmp_path: Path, dpc: DPC) -> None:
+    folder = write_run(tmp_path, dpc, 10)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="has 0 bytes instead of"):
+        load_encoder(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing"):
+        load_encoder(folder)
+    with pytest.raises(CheckpointError, match="not written to the end"):
+        load_encoder(write_run(tmp_path, dpc, 11, complete=False))
+
+
+def test_averaged_weights_are_those_of_their_file(tmp_path: Path, dpc: DPC) -> None:
+    folder = write_run(tmp_path, DPC(CONFIG), 10)
+    for path in (tmp_path, folder):
+        with pytest.raises(CheckpointError, match=r"no averaged weights.*ema_decay"):
+            load_encoder(path, weights="ema")
+    averaged = {f"dpc.{key}": value.contiguous() for key, value in dpc.state_dict().items()}
+    save_file(averaged, folder / "ema.safetensors")
+    (folder / "complete.json").unlink()
+    complete_run(folder, 10)
+    for path in (tmp_path, folder):
+        assert torch.equal(load_encoder(path, weights="ema")(CLIP), dpc.encoder(CLIP))
+        assert not torch.equal(load_encoder(path)(CLIP), dpc.encoder(CLIP))
+    assert torch.equal(load_dpc(tmp_path, weights="ema").encoder(CLIP), dpc.encoder(CLIP))
+    flip_a_byte(folder / "ema.safetensors")
+    with pytest.raises(CheckpointError, match="content changed"):
+        load_encoder(folder, weights="ema")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        load_dpc(tmp_path / "weights.pth", weights="ema")
+
+
+def test_a_prefix_is_whole_names() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    state = {f"momentum.10.{k}": torch.zeros(2) for k in ("weight", "bias")}
+    assert find_prefix(model, state) == ""
+    assert find_prefix(model, state | {"a.net.0.weight": torch.zeros(2)}) == "a.net."
+    assert find_prefix(model, state | {"0.weight": torch.zeros(2)}) == ""
 
 
 def test_folders_that_hold_no_model_are_named(tmp_path: Path, dpc: DPC) -> None:
