@@ -1,0 +1,87 @@
+"""Which test videos the weights have seen, as the run that made them tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ndavid.data.manifest import read_manifest
+from ndavid.errors import CheckpointError
+from ndavid.evaluation.provenance import checkpoint_of, gallery, trace, training_run
+
+
+def write_run(folder: Path, manifest: Path, fold: int, spec: str = "jigsaw") -> Path:
+    """What a pretraining leaves that tells of its data."""
+    (folder / "checkpoints" / "step_3").mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"data: {{manifest: '{manifest}', fold: {fold}, split: train}}\nnda: {{spec: '{spec}'}}\n"
+    )
+    return folder
+
+
+def test_the_test_videos_of_another_fold_are_a_leak(coloured: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", coloured, fold=1)
+    manifest = read_manifest(coloured)
+    for path in (run, run / "checkpoints" / "step_3"):
+        clean = trace(str(path), manifest.select("test", 1), 1)
+        assert clean.notes == () and clean.details["test_videos_seen"] == 0
+        leaky = trace(str(path), manifest.select("test", 2), 2)
+        assert leaky.details["test_videos_seen"] == 6
+        assert "LEAK: 6 of the 6 test videos of fold 2" in leaky.notes[0]
+
+
+def test_a_prepared_copy_is_the_same_video(coloured: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "avi"
+    copy.mkdir()
+    (copy / "manifest.csv").write_text(
+        (coloured / "manifest.csv").read_text().replace(".mp4", ".avi")
+    )
+    (copy / "classes.txt").write_text((coloured / "classes.txt").read_text())
+    run = write_run(tmp_path / "run", copy, fold=1)
+    found = trace(str(run), read_manifest(coloured).select("test", 2), 2)
+    assert found.details["test_videos_seen"] == 6
+
+
+def test_a_fine_tuning_run_has_seen_its_train_split(coloured: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", coloured, fold=1)
+    (run / "config.yaml").write_text(f"manifest: '{coloured}'\nfold: 2\nmode: finetune\n")
+    found = trace(str(run), read_manifest(coloured).select("test", 1), 1)
+    assert found.details["test_videos_seen"] == 6
+
+
+def test_what_cannot_be_checked_is_said(coloured: Path, tmp_path: Path) -> None:
+    tested = read_manifest(coloured).select("test", 1)
+    run = write_run(tmp_path / "run", tmp_path / "gone", fold=1)
+    gone = trace(str(run), tested, 1)
+    assert gone.details["test_videos_seen"] is None and "not checked" in gone.notes[0]
+    (tmp_path / "weights.pth").write_bytes(b"")
+    foreign = trace(str(tmp_path / "weights.pth"), tested, 1)
+    assert foreign.details == {} and "not recorded" in foreign.notes[0]
+    assert trace("", tested, 1).notes == ()
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(CheckpointError, match=r"config\.yaml: cannot be read"):
+        training_run(str(run))
+
+
+def test_one_pretraining_a_fold(coloured: Path, tmp_path: Path) -> None:
+    for fold in (1, 2):
+        write_run(tmp_path / f"fold{fold}", coloured, fold)
+    pattern = str(tmp_path / "fold{fold}")
+    manifest = read_manifest(coloured)
+    for fold in (1, 2):
+        path = checkpoint_of(pattern, fold)
+        assert path.endswith(f"fold{fold}")
+        assert trace(path, manifest.select("test", fold), fold).notes == ()
+
+
+def test_the_gallery_is_that_of_each_run_once(coloured: Path, tmp_path: Path) -> None:
+    for fold in (1, 2):
+        write_run(tmp_path / f"fold{fold}", coloured, fold, spec="stitch")
+    pattern = str(tmp_path / "fold{fold}")
+    assert gallery(pattern, [1, 2]) == [] == gallery("", [1])
+    Image.new("RGB", (4, 4)).save(tmp_path / "fold2" / "negatives.png")
+    (picture,) = gallery(pattern, [1, 2])
+    assert picture.image == tmp_path / "fold2" / "negatives.png" and "stitch" in picture.caption
+    assert len(gallery(str(tmp_path / "fold2"), [1, 2])) == 1
