@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndavid.errors import DataError, TrainingError
+from ndavid.errors import CheckpointError, DataError, TrainingError
 from ndavid.evaluation.classify import (
     PerVideo,
     accuracies,
@@ -22,6 +22,8 @@ from ndavid.evaluation.classify import (
     per_class_table,
     per_video,
 )
+from ndavid.evaluation.selection import FILE as BEST_FILE
+from ndavid.evaluation.selection import BestEpoch
 from ndavid.methods.classification import ClassificationMethod
 
 CPU = torch.device("cpu")
@@ -191,6 +193,14 @@ def one_rank(output: Path) -> None:
     found = per_video(compute, Views(7, 2), device=CPU, views_per_batch=3)
     skipped = per_video(compute, Views(7, 2, bad=(4,)), device=CPU, on_bad="skip")
     assert skipped.bad == (("4.mp4", "broken"),)
+    # Video 3 is rank 1's; rank 0 must not wait for it in a collective.
+    with pytest.raises(DataError, match=r"^3\.mp4: cannot be evaluated: broken$"):
+        per_video(compute, Views(7, 2, bad=(3,)), device=CPU)
+    # The best weights are damaged where rank 0 alone looks first.
+    if rank == 0:
+        (output / BEST_FILE).write_bytes(b"no tensors here")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        BestEpoch(output, lambda *_: 0.0).load_into(nn.Linear(1, 1))
     result = {"indices": found.indices, "values": found.values, "skipped": skipped.indices}
     torch.save(result, output / f"rank{rank}.pt")
     torch.distributed.barrier()

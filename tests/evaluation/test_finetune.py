@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -21,7 +22,8 @@ from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig, build_optimizer, set_lr
 from ndavid.engine.runner import RunConfig
-from ndavid.errors import ConfigError, DataError
+from ndavid.errors import CheckpointError, ConfigError, DataError
+from ndavid.evaluation.classify import classify, confusion_matrix
 from ndavid.evaluation.finetune import (
     FinetuneConfig,
     FrozenEncoderMethod,
@@ -29,8 +31,8 @@ from ndavid.evaluation.finetune import (
     run,
 )
 from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
-from ndavid.evaluation.protocol import load_result
-from ndavid.evaluation.views import ViewsConfig
+from ndavid.evaluation.protocol import Result, file_digest, load_result
+from ndavid.evaluation.views import ViewsConfig, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.release import save_pretrained
@@ -173,6 +175,87 @@ def test_validation_comes_from_train_groups_and_picks_the_epoch(
     assert len(scores) == 3
     best = 1 + scores.index(max(scores))
     assert result.protocol.selection.startswith(f"epoch {best}, ")
+
+
+def test_the_result_names_the_weights_that_were_scored(
+    config: Build, pretrained: Path, tmp_path: Path
+) -> None:
+    def check(result: Result, file: Path, selection: str) -> dict[str, torch.Tensor]:
+        assert result.tested == {"path": str(file), "sha256": file_digest(file)}
+        assert result.tested["sha256"] != result.checkpoint["sha256"]
+        assert selection in result.protocol.selection
+        page = (Path(result.config["output"]) / "report.html").read_text()
+        assert "tested weights" in page and result.tested["sha256"][:16] in page
+        return load_file(file)
+
+    averaging = RunConfig(epochs=2, batch_size=4, num_workers=0, device="cpu", ema_decay=0.9)
+    common = {"checkpoint": str(pretrained), "epochs": 2}
+    for name, changes in {
+        "last": {},
+        "average": {"run": averaging},
+        "best": {"validation": 0.25},
+    }.items():
+        output = tmp_path / name
+        result = run(config(**common, output=str(output), **changes))
+        fold = output / "fold_1"
+        step = Path(result.details["training"]["checkpoint"])
+        expected = {
+            "last": (step / "model.safetensors", "last step"),
+            "average": (step / "ema.safetensors", "averaged weights"),
+            "best": (fold / "best.safetensors", "the best of those scored"),
+        }[name]
+        weights = check(result, *expected)
+        # The file's weights give the result's numbers.
+        method = ClassificationMethod(
+            load_classifier(str(pretrained), ClassifierConfig(), VIEWS, 3, seed=0).classifier
+        )
+        method.load_state_dict(weights)
+        manifest = open_manifest(result.config["manifest"])
+        dataset, _ = views_dataset(manifest.select("test", 1), manifest, VIEWS)
+        predictions = classify(method, dataset, device=torch.device("cpu"))
+        assert confusion_matrix(predictions).tolist() == result.details["confusion"]
+
+
+def pretraining(folder: Path, manifest: Path, fold: int, seed: int) -> Path:
+    """A pretraining run on the train split of a fold, with its picture of negatives."""
+    torch.manual_seed(seed)
+    dpc = DPC(DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=3, pred_steps=1))
+    state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
+    engine_checkpoint.save(folder, 3, model=state, state={"step": 3})
+    model = {"encoder": "resnet2d3d10", "num_blocks": 4, "block_len": 3, "pred_steps": 1}
+    data = {"manifest": str(manifest), "fold": fold, "split": "train"}
+    values = {"data": data, "model": model, "nda": {"spec": "stitch"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    Image.new("RGB", (8, 8), "red").save(folder / "negatives.png")
+    return folder
+
+
+def test_one_pretraining_for_two_folds_is_reported_as_a_leak(
+    config: Build, coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pretraining(tmp_path / "pre1", coloured, fold=1, seed=1)
+    result = run(config(checkpoint=str(source), folds=[1, 2]))
+    (leak,) = [note for note in result.protocol.notes if "LEAK" in note]
+    assert "6 of the 6 test videos of fold 2" in leak
+    seen = [fold["pretraining"]["test_videos_seen"] for fold in result.details["folds"]]
+    assert seen == [0, 6]
+    assert leak in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "LEAK" in page and "Negatives of the pretraining" in page and "stitch" in page
+
+
+def test_one_pretraining_a_fold_is_clean(config: Build, coloured: Path, tmp_path: Path) -> None:
+    each = [pretraining(tmp_path / f"pre{fold}", coloured, fold, seed=fold) for fold in (1, 2)]
+    result = run(config(checkpoint=str(tmp_path / "pre{fold}"), folds=[1, 2]))
+    assert not [note for note in result.protocol.notes if "LEAK" in note]
+    sources = [fold["checkpoint"]["path"] for fold in result.details["folds"]]
+    assert sources == [str(p / "checkpoints" / "step_3" / "model.safetensors") for p in each]
+    assert result.checkpoint["path"] == ", ".join(sources)
+    with pytest.raises(CheckpointError, match="pre3"):
+        run(
+            config(checkpoint=str(tmp_path / "pre{fold}"), folds=[1, 3], output=str(tmp_path / "x"))
+        )
+    assert not (tmp_path / "x").exists(), "looked for before the first fold is trained"
 
 
 def test_the_test_split_cannot_choose_the_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from ndavid.data.decode import open_reader
+from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.errors import ConfigError
 from ndavid.evaluation.pretrained import ClassifierConfig
 from ndavid.evaluation.protocol import load_result
@@ -83,6 +87,27 @@ def test_the_evaluator_on_real_clips(coloured: Path, tmp_path: Path) -> None:
         for neighbour in example["neighbours"]:
             assert neighbour["correct"] == (neighbour["class"] == example["query"]["class"])
     page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4 * (1 + 3)
+
+
+def test_folders_of_frames_are_shown_too(coloured: Path, tmp_path: Path) -> None:
+    # The report has to read neighbours with the backend of the evaluation.
+    manifest = read_manifest(coloured)
+    records = []
+    for record in manifest.records:
+        folder = record.path.removesuffix(".mp4")
+        (tmp_path / "frames" / folder).mkdir(parents=True)
+        with open_reader(coloured / record.path) as reader:
+            frames = reader.read(range(len(reader)))
+        for number, frame in enumerate(frames, start=1):
+            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+            picture.save(tmp_path / "frames" / folder / f"img_{number:05d}.jpg")
+        records.append(dataclasses.replace(record, path=folder))
+    Manifest(tmp_path / "frames", manifest.classes, tuple(records)).write(tmp_path / "frames")
+    settings = config(tmp_path / "frames", tmp_path / "out")
+    settings.views.backend = "frames"
+    assert run(settings).metrics["R@1"].n == 6
+    page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4 * (1 + 3)
 
 
