@@ -17,11 +17,9 @@ damaged: they become ``.damaged-step_N``, for their owner to look at, and are ne
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,13 +31,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ndavid.checkpoint_files import (
+    COMPLETE_FILE,
+    EMA_FILE,
+    FOLDER,
+    MODEL_FILE,
+    digest,
+    newest_whole,
+    step_folders,
+    verify,
+)
 from ndavid.errors import CheckpointError
 
-MODEL_FILE = "model.safetensors"
-EMA_FILE = "ema.safetensors"
 STATE_FILE = "state.pt"
-COMPLETE_FILE = "complete.json"
-FOLDER = "checkpoints"
+NEEDED = (MODEL_FILE, STATE_FILE)
 FORMAT = 1
 
 
@@ -105,15 +110,7 @@ def latest_complete(run_dir: Path, *, say: Callable[[str], object] | None = None
         run_dir: the run's folder.
         say: is told, in one line each, which newer ones were passed over and why.
     """
-    for folder in _step_folders(run_dir):
-        try:
-            _verify(folder)
-        except CheckpointError as error:
-            if say is not None:
-                say(f"passed over a damaged checkpoint: {error}")
-            continue
-        return folder
-    return None
+    return newest_whole(run_dir, needed=NEEDED, say=say)
 
 
 def resolve(path: str | Path) -> Path:
@@ -134,7 +131,7 @@ def resolve(path: str | Path) -> Path:
         if found is None:
             raise CheckpointError(f"{path}: holds no complete checkpoint")
         return found
-    _verify(path)
+    verify(path, NEEDED)
     return path
 
 
@@ -159,7 +156,7 @@ def load(path: str | Path) -> Checkpoint:
 
 def has_any(run_dir: Path) -> bool:
     """Whether a run's folder holds checkpoints, whole or not."""
-    return bool(_step_folders(run_dir))
+    return bool(step_folders(run_dir))
 
 
 def describe_last(run_dir: Path) -> str:
@@ -173,7 +170,7 @@ def _rotate(run_dir: Path, saved: Path, keep: int) -> None:
 
     A damaged one does not count: counted, it would push out the last that can be resumed from.
     """
-    folders = _step_folders(run_dir)
+    folders = step_folders(run_dir)
     position = folders.index(saved)
     for later in folders[:position]:
         _set_aside(later)
@@ -193,7 +190,7 @@ def _set_aside(folder: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        _verify(folder)
+        verify(folder, NEEDED)
     except CheckpointError:
         return False
     return True
@@ -212,7 +209,7 @@ def _write(
     with (folder / STATE_FILE).open("wb") as handle:
         torch.save(dict(state), handle)
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": digest(file)}
         for file in sorted(folder.iterdir())
     }
     complete = {"format": FORMAT, "step": step, "files": files}
@@ -232,30 +229,6 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         separate[name] = tensor.clone() if pointer in seen else tensor
         seen.add(pointer)
     return separate
-
-
-def _verify(folder: Path) -> None:
-    """Raises CheckpointError unless every file is there as it was written."""
-    try:
-        complete = json.loads((folder / COMPLETE_FILE).read_text())
-        files = {str(name): (int(f["bytes"]), f["sha256"]) for name, f in complete["files"].items()}
-        int(complete["step"])
-    except FileNotFoundError as error:
-        reason = f"not a checkpoint, or one not written to the end: no {COMPLETE_FILE}"
-        raise CheckpointError(f"{folder}: {reason}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: {COMPLETE_FILE} cannot be read: {error}") from error
-    if missing := {MODEL_FILE, STATE_FILE} - files.keys():
-        raise CheckpointError(f"{folder}: {COMPLETE_FILE} does not name {sorted(missing)}")
-    for name, (size, digest) in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != size:
-            found = file.stat().st_size
-            raise CheckpointError(f"{file}: has {found} bytes instead of {size}")
-        if _digest(file) != digest:
-            raise CheckpointError(f"{file}: its content changed after it was written")
 
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
@@ -278,14 +251,6 @@ def _load_state(file: Path) -> dict[str, Any]:
     return state
 
 
-def _step_folders(run_dir: Path) -> list[Path]:
-    """Checkpoint folders of a run, newest first."""
-    folder = run_dir / FOLDER
-    found = folder.iterdir() if folder.is_dir() else iter(())
-    steps = {int(m[1]): p for p in found if (m := re.fullmatch(r"step_(\d+)", p.name))}
-    return [steps[step] for step in sorted(steps, reverse=True)]
-
-
 def _remove(folder: Path) -> None:
     """Removes a checkpoint: renamed first, so that a kill half way leaves none that looks whole."""
     if not folder.exists():
@@ -301,14 +266,6 @@ def _sweep(folder: Path) -> None:
     for pattern in (".partial-step_*", ".removed-*"):
         for left in folder.glob(pattern):
             shutil.rmtree(left)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        digest = hashlib.sha256()
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -24,6 +24,7 @@ import yaml
 from torch import nn
 from torch.utils.data import Dataset
 
+from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
 from ndavid.collectives import world_size
 from ndavid.config import to_yaml
 from ndavid.data.manifest import ClipRecord, Manifest
@@ -339,9 +340,9 @@ class _Fold:
         last = f"last step ({trained.steps})"
         if stored.ema is not None:
             self.method.load_state_dict(stored.ema)
-            return _Chosen(f"{last}, averaged weights", 0, stored.path / checkpoint.EMA_FILE)
+            return _Chosen(f"{last}, averaged weights", 0, stored.path / EMA_FILE)
         self.method.load_state_dict(stored.model)
-        return _Chosen(last, 0, stored.path / checkpoint.MODEL_FILE)
+        return _Chosen(last, 0, stored.path / MODEL_FILE)
 
     # ---- test -------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
+from ndavid.checkpoint_files import COMPLETE_FILE, EMA_FILE, FOLDER, MODEL_FILE
 from ndavid.collectives import rank
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.rng import seeded
@@ -117,8 +117,8 @@ def locate(checkpoint: str) -> Path:
     path = Path(checkpoint)
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
-    of_a_run = (path / engine_checkpoint.FOLDER).is_dir()
-    if of_a_run or (path / engine_checkpoint.COMPLETE_FILE).exists():
+    of_a_run = (path / FOLDER).is_dir()
+    if of_a_run or (path / COMPLETE_FILE).exists():
         return engine_checkpoint.resolve(path)
     return path
 
