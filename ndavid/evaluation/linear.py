@@ -10,11 +10,9 @@ The regression is scikit-learn's, solved to convergence: there is no learning ra
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,9 +23,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from torch import Tensor
 
-from ndavid.collectives import world_size
-from ndavid.engine.distributed import make_accelerator
-from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import derive_seed
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import (
@@ -36,35 +31,19 @@ from ndavid.evaluation.classify import (
     classification_details,
     pool_confusions,
 )
-from ndavid.evaluation.features import Features, extract
-from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier, locate_each
-from ndavid.evaluation.protocol import Result, mean_over_folds
-from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
-from ndavid.evaluation.report import write_outputs
-from ndavid.evaluation.views import ViewsConfig, describe, open_manifest
+from ndavid.evaluation.features import Features
+from ndavid.evaluation.frozen import FrozenConfig, FrozenFold, measure_folds, write_result
+from ndavid.evaluation.protocol import Result
 
 Scaling = Literal["standard", "l2", "none"]
 
 
 @dataclass(kw_only=True)
-class LinearConfig:
+class LinearConfig(FrozenConfig):
     """Linear probe on cached features."""
 
     output: str = "runs/linear"
     """folder for result.json and report.html"""
-    manifest: str = ""
-    """manifest.csv of the prepared dataset, or its folder"""
-    checkpoint: str = ""
-    """run, checkpoint, saved model or file of the original DPC; empty: random weights. {fold} in it
-    stands for the fold's number: one pretraining a fold, which never saw that fold's test videos"""
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    """the encoder, and where its features are taken (head: before the linear layer)"""
-    views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1))
-    """what is read from each video, training and test alike"""
-    folds: list[int] = field(default_factory=lambda: [1])
-    """official folds; several are averaged"""
-    split: Literal["test", "val"] = "test"
-    """the split that is measured; Kinetics is measured on val"""
     scaling: Scaling = "standard"
     """standard: zero mean and unit variance by training statistics; l2: unit length"""
     per_view: bool = False
@@ -79,101 +58,63 @@ class LinearConfig:
     """solver iterations"""
     seed: int = 0
     """draws random weights, where asked for, and the held-out groups"""
-    device: Literal["auto", "cpu"] = "auto"
-    """where features are computed: a GPU where there is one, or always the CPU"""
-    cache: str = ""
-    """folder for features, reusable between evaluations; empty keeps them in output/features"""
 
     def __post_init__(self) -> None:
         if not self.weight_decays or min(self.weight_decays) <= 0:
             raise ConfigError(f"weight_decays must be above 0, not {self.weight_decays}")
-        if not self.folds:
-            raise ConfigError("folds must name at least one official fold")
+        super().__post_init__()
 
 
 def run(config: LinearConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
-    device = make_accelerator(device=config.device).device
-    locate_each(config.checkpoint, config.folds)
-    results = [_run_fold(config, fold, device) for fold in config.folds]
-    result = pool_confusions(mean_over_folds(results))
-    return write_outputs(
-        result,
-        config,
-        config.output,
-        config.manifest,
-        backend=config.views.backend,
-        pictures=gallery(config.checkpoint, config.folds),
-    )
+    return write_result(pool_confusions(measure_folds(config, _probe_fold)), config)
 
 
-def _run_fold(config: LinearConfig, fold: int, device: torch.device) -> Result:
-    started = time.monotonic()
-    manifest = open_manifest(config.manifest)
-    num_classes = len(manifest.classes)
-    weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), fold)
-    loaded = load_classifier(weights, config.model, config.views, num_classes, seed=config.seed)
-    cache = Path(config.cache) if config.cache else Path(config.output) / "features"
-    train, test = (
-        extract(
-            loaded.classifier,
-            manifest.select(split, fold),
-            manifest,
-            config.views,
-            cache=cache,
-            device=device,
-            description=f"{split} features",
-        )
-        for split in ("train", config.split)
-    )
-    notes = [*loaded.notes, *provenance.notes]
-    held_out = {
-        record.path
-        for record in manifest.holdout(
-            config.holdout, derive_seed(config.seed, "holdout", fold), fold
-        )[1]
-    }
-    sweep = sweep_weight_decay(train, held_out, num_classes, config)
+def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
+    classes = fold.manifest.classes
+    held_out = _held_out(config, fold)
+    sweep = sweep_weight_decay(fold.train, held_out, len(classes), config)
     best = choose(sweep)
-    if len(sweep) > 2 and best in (min(sweep), max(sweep)):
-        notes.append(f"The chosen weight decay {best:g} is at the edge of those tried.")
-    probe, converged = fit_probe(train, num_classes, best, config)
-    if not converged:
-        notes.append(f"The regression had not converged after {config.max_iterations} iterations.")
-    predictions = predict(probe, test, num_classes, config)
-    protocol = describe(
-        config.views, config.manifest, manifest, test.report, split=config.split, fold=fold
-    )
-    protocol.num_videos = len(test.paths)
-    protocol.num_bad = len(test.bad)
-    protocol.averaging = (
-        "probabilities averaged over views" if config.per_view else "features averaged over views"
-    )
-    protocol.selection = (
-        f"weight decay {best:g} of {len(sweep)}, by accuracy on {len(held_out)} videos of "
-        "held-out train groups"
-    )
-    protocol.notes = notes
-    return Result(
-        task="linear_probe",
-        metrics=accuracies(predictions),
-        protocol=protocol,
-        chance=1 / num_classes,
-        checkpoint=loaded.source,
-        seed=config.seed,
-        seconds=time.monotonic() - started,
-        environment=describe_environment(
-            seed=config.seed, device=device, world_size=world_size(), precision="no"
+    probe, converged = fit_probe(fold.train, len(classes), best, config)
+    predictions = predict(probe, fold.test, len(classes), config)
+    averaged = "probabilities" if config.per_view else "features"
+    protocol = fold.protocol(
+        averaging=f"{averaged} averaged over views",
+        selection=(
+            f"weight decay {best:g} of {len(sweep)}, by accuracy on {len(held_out)} videos of "
+            "held-out train groups"
         ),
+        notes=_warnings(sweep, best, converged, config),
+    )
+    return fold.result(
+        "linear_probe",
+        accuracies(predictions),
+        protocol,
+        chance=1 / len(classes),
         details={
-            **classification_details(predictions, manifest.classes),
+            **classification_details(predictions, classes),
             "sweep": {f"{decay:g}": accuracy for decay, accuracy in sweep.items()},
-            "key_report": loaded.key_report,
-            "pretraining": provenance.details,
-            "bad": [list(entry) for entry in (*train.bad, *test.bad)],
         },
     )
+
+
+def _held_out(config: LinearConfig, fold: FrozenFold) -> set[str]:
+    """Paths of the training videos that the weight decay is chosen on."""
+    seed = derive_seed(config.seed, "holdout", fold.fold)
+    _, records = fold.manifest.holdout(config.holdout, seed, fold.fold)
+    return {record.path for record in records}
+
+
+def _warnings(
+    sweep: dict[float, float], best: float, converged: bool, config: LinearConfig
+) -> list[str]:
+    """What a reader must know of the fit: a sweep too narrow, a solver stopped early."""
+    notes = []
+    if len(sweep) > 2 and best in (min(sweep), max(sweep)):
+        notes.append(f"The chosen weight decay {best:g} is at the edge of those tried.")
+    if not converged:
+        notes.append(f"The regression had not converged after {config.max_iterations} iterations.")
+    return notes
 
 
 def sweep_weight_decay(
