@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -156,6 +156,16 @@ def test_a_run_learns(toy: ModuleType, toy_config: Make) -> None:
     assert result.last_metrics["loss"] < 0.6
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `toy.train` computes: sums of another number of threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_loop_is_the_one_that_a_textbook_has(toy: ModuleType, toy_config: Make) -> None:
     config = toy_config(optim={"schedule": "cosine", "milestones": [], "weight_decay": 0.01})
     with seeded(0, "init"):
