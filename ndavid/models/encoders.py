@@ -7,6 +7,7 @@ classifier, so that it ends in a map (B, D, t, h, w). Parameters keep the librar
 
 from __future__ import annotations
 
+import abc
 import copy
 import difflib
 from collections.abc import Callable, Mapping
@@ -153,7 +154,7 @@ def _channels_out(body: nn.Module) -> int:
     return int(shadow(torch.empty(1, 3, 16, 64, 64, device="meta")).shape[1])
 
 
-class MvitEncoder(Encoder):
+class MvitEncoder(Encoder, abc.ABC):
     """A multiscale vision transformer, whose tokens after the last block are laid out as a map.
 
     Its position tables fix the clip size (T, H, W): any other raises ClipSizeError.
@@ -179,13 +180,13 @@ class MvitEncoder(Encoder):
         # The first token is the classifier's, not a place in the clip.
         return rearrange(self.normalise(tokens)[:, 1:], "b (t h w) d -> b d t h w", t=t, h=h, w=w)
 
+    @abc.abstractmethod
     def embed(self, clips: Tensor) -> Tensor:
         """Clips -> tokens (B, 1 + t*h*w, D) with their positions."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def normalise(self, tokens: Tensor) -> Tensor:
         """The norm after the last block."""
-        raise NotImplementedError
 
 
 class TorchvisionMvit(MvitEncoder):

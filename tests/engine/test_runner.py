@@ -610,7 +610,8 @@ def test_runs_of_different_precision_follow_each_other(toy: ModuleType, toy_conf
     for number, precision in enumerate(["bf16", "no", "bf16"]):
         config = toy_config(run={"precision": precision, "max_steps": 1})
         config.run.output += str(number)
-        toy.train(config)
+        result, _ = toy.train(config)
+        assert result.steps == 1
 
 
 def test_half_precision_without_a_gpu_is_a_clear_error(toy: ModuleType, toy_config: Make) -> None:
