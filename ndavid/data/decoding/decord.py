@@ -6,35 +6,30 @@ keep memory. It must only see files for which verification.py found it to agree 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ndavid.data.decoding.base import check_file, checked_indices, scatter_rows
+from ndavid.data.decoding.batch_reader import BatchReader
 from ndavid.errors import DecodeError
 
 BACKEND = "decord"
 
 
-class DecordReader:
+class DecordReader(BatchReader):
     """Reads frames with decord; nothing here checks that they are the right ones."""
 
     backend = BACKEND
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = check_file(path, BACKEND)
+    def _open(self) -> None:
         try:
             import decord
         except ImportError as error:
-            raise DecodeError(path, BACKEND, f"decord cannot be imported ({error})") from error
+            raise DecodeError(self.path, BACKEND, f"decord cannot be imported ({error})") from error
         decord.logging.set_level(decord.logging.QUIET)
         self._decord = decord
         self._reader: Any = None
-        first = self._get([0])[0]
-        self._size = (first.shape[0], first.shape[1])
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -43,27 +38,8 @@ class DecordReader:
     def fps(self) -> float:
         return float(self._reader.get_avg_fps())
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._size
-
-    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        wanted = checked_indices(indices)
-        # Ascending and without repeats is the only pattern that verification tries out.
-        unique = sorted(set(wanted))
-        if unique[-1] >= len(self):
-            reason = f"ends after {len(self)} frames; frame {unique[-1]} was asked for"
-            raise DecodeError(self.path, BACKEND, reason)
-        return scatter_rows(self._get(unique), unique, wanted).permute(0, 3, 1, 2)
-
     def close(self) -> None:
         self._reader = None
-
-    def __enter__(self) -> DecordReader:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _get(self, indices: list[int]) -> Tensor:
         """Frames from a fresh reader: uint8, (n, H, W, 3)."""

@@ -6,26 +6,22 @@ so that it too must only see files for which verification.py found it to agree w
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from ndavid.data.decoding.base import check_file, checked_indices, scatter_rows
+from ndavid.data.decoding.batch_reader import BatchReader
 from ndavid.data.decoding.pyav import first_video_stream
 from ndavid.errors import DecodeError
 
 BACKEND = "torchcodec"
 
 
-class TorchCodecReader:
+class TorchCodecReader(BatchReader):
     """Reads frames with torchcodec; nothing here checks that they are the right ones."""
 
     backend = BACKEND
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = check_file(path, BACKEND)
-        stream = first_video_stream(path)
+    def _open(self) -> None:
+        stream = first_video_stream(self.path)
         decoder = _decoder_class(self.path)
         try:
             self._decoder = decoder(
@@ -37,8 +33,6 @@ class TorchCodecReader:
             )
         except (RuntimeError, ValueError, TypeError) as error:
             raise self._failed(error) from error
-        first = self._get([0])[0]
-        self._size = (first.shape[0], first.shape[1])
 
     def __len__(self) -> int:
         return len(self._decoder)
@@ -47,26 +41,8 @@ class TorchCodecReader:
     def fps(self) -> float:
         return float(self._decoder.metadata.average_fps or 0.0)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self._size
-
-    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
-        wanted = checked_indices(indices)
-        unique = sorted(set(wanted))
-        if unique[-1] >= len(self):
-            reason = f"ends after {len(self)} frames; frame {unique[-1]} was asked for"
-            raise DecodeError(self.path, BACKEND, reason)
-        return scatter_rows(self._get(unique), unique, wanted).permute(0, 3, 1, 2)
-
     def close(self) -> None:
         self._decoder = None
-
-    def __enter__(self) -> TorchCodecReader:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _get(self, indices: list[int]) -> Tensor:
         """Frames: uint8, (n, H, W, 3)."""

@@ -1,0 +1,65 @@
+"""What decord and torchcodec have in common: a library that hands out whole batches of frames.
+
+Nothing here checks that the frames are the right ones; verification.py does.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ndavid.data.decoding.base import check_file, checked_indices, scatter_rows
+from ndavid.errors import DecodeError
+
+
+class BatchReader(abc.ABC):
+    """A FrameReader on top of a library's batches."""
+
+    backend: str
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = check_file(path, self.backend)
+        self._open()
+        first = self._get([0])[0]
+        self._size = (first.shape[0], first.shape[1])
+
+    @abc.abstractmethod
+    def _open(self) -> None:
+        """Loads the library and opens ``self.path``; DecodeError where that fails."""
+
+    @abc.abstractmethod
+    def _get(self, indices: list[int]) -> Tensor:
+        """Frames by ascending index, none twice: uint8, (n, H, W, 3)."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abc.abstractmethod
+    def fps(self) -> float: ...
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Lets go of the file."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+        wanted = checked_indices(indices)
+        # Ascending and without repeats is the only pattern that verification tries out.
+        unique = sorted(set(wanted))
+        if unique[-1] >= len(self):
+            reason = f"ends after {len(self)} frames; frame {unique[-1]} was asked for"
+            raise DecodeError(self.path, self.backend, reason)
+        return scatter_rows(self._get(unique), unique, wanted).permute(0, 3, 1, 2)
+
+    def __enter__(self) -> BatchReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
