@@ -56,6 +56,14 @@ def gather_without_grad(x: Tensor) -> Tensor:
     return x.detach() if world_size() == 1 else _all_gather(x.detach())
 
 
+def broadcast_from_first(x: Tensor) -> Tensor:
+    """Rank 0's ``x`` on every rank, detached; all ranks must hold the same shape."""
+    if world_size() > 1:
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(x, src=0)
+    return x
+
+
 def _all_gather(x: Tensor) -> Tensor:
     # Contiguous first: empty_like keeps the strides of a permuted tensor, which gloo refuses.
     x = x.contiguous()

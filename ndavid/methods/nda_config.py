@@ -15,8 +15,8 @@ _LEAST_CHANGED = {"cells": 0.5, "pooled": 0.05}
 
 
 @dataclass(kw_only=True)
-class NdaConfig:
-    """Negative data augmentation inside a method; an empty ``spec`` means none.
+class NegativesConfig:
+    """Negative data augmentation inside any method; an empty ``spec`` means none.
 
     Raises ConfigError, naming the nearest valid value, on a choice that does not exist or a number
     out of range.
@@ -24,34 +24,14 @@ class NdaConfig:
 
     spec: str = ""
     """The operation, as ``nda.from_spec`` reads it: "stitch", "jigsaw:grid=3 | frame_shuffle"."""
-    where: Literal["future", "all", "context"] = "future"
-    """What is broken: the predicted blocks, every block, or the past that predictions come from.
-    A broken block is a false target; a broken past makes a false prediction of a true target."""
-    entry: Literal["cells", "pooled"] = "cells"
-    """Whether broken features enter cell by cell, unchanged cells masked, or averaged over space,
-    one column for all the cells of a prediction."""
     share: Literal["own", "batch"] = "own"
     """Whose negatives a row meets: those of its own sample, or of the whole batch on all ranks."""
-    align: Literal["same_cell", "all"] = "same_cell"
-    """Which cells of a broken map a row meets. The default, because an operation that moves
-    content (a jigsaw) puts the row's own positive, all but intact, into another cell."""
-    span: Literal["block", "clip"] = "block"
-    """One draw acts inside each block alike, or on the chosen blocks joined in time. Joined, what
-    equals the same place of another block counts as unchanged (unless the past is broken)."""
     weight: float = 1.0
     """How many times an NDA negative counts in the denominator; 0 takes it out of the loss."""
     scale: float = 1.0
     """Multiplies the similarity of NDA negatives (the alpha of Ge et al. 2021)."""
     per_sample: int = 1
-    """Independent draws a sample and step; each costs one more encoding of the broken blocks."""
-    min_changed: float | None = None
-    """Share of the pixels and frames that must have changed for a negative: of its own patch for a
-    cell, of the whole block for a pooled map. A swap of 2 frames in a block of 5 changes 0.4.
-    Unset, 0.5 for cells and 0.05 for pooled maps, so that there every operation counts as it comes
-    (cut_mix replaces 0.1 to 0.5, cutout 0.1 to 0.36, stitch 0.5, a derangement all) and a mere
-    trace does not; raise it to leave out averages that are mostly of untouched content."""
-    stop_grad: bool = False
-    """Encode the negatives without gradient: cheaper, and only the true side learns from them."""
+    """Independent draws a sample and step; each costs one more encoding of what is broken."""
     warmup_steps: int = 0
     """Steps over which the weight rises linearly from 0."""
 
@@ -64,12 +44,47 @@ class NdaConfig:
         _check(math.isfinite(self.weight) and self.weight >= 0, "weight", ">= 0", self.weight)
         _check(math.isfinite(self.scale) and self.scale > 0, "scale", "> 0", self.scale)
         _check(self.per_sample >= 1, "per_sample", ">= 1", self.per_sample)
-        _check(0 < self.least_changed <= 1, "min_changed", "in (0, 1]", self.least_changed)
         _check(self.warmup_steps >= 0, "warmup_steps", ">= 0", self.warmup_steps)
 
     def operation(self) -> NegativeAugmentation | None:
         """The operation that ``spec`` names, None when it names none; ConfigError if unreadable."""
         return nda.from_spec(self.spec) if self.spec.strip() else None
+
+    def weight_at(self, step: int) -> float:
+        """The weight at an optimizer step, counted from 0."""
+        if step >= self.warmup_steps:
+            return self.weight
+        return self.weight * step / self.warmup_steps
+
+
+@dataclass(kw_only=True)
+class NdaConfig(NegativesConfig):
+    """What DPC breaks, and how broken blocks enter its dense softmax."""
+
+    where: Literal["future", "all", "context"] = "future"
+    """What is broken: the predicted blocks, every block, or the past that predictions come from.
+    A broken block is a false target; a broken past makes a false prediction of a true target."""
+    entry: Literal["cells", "pooled"] = "cells"
+    """Whether broken features enter cell by cell, unchanged cells masked, or averaged over space,
+    one column for all the cells of a prediction."""
+    align: Literal["same_cell", "all"] = "same_cell"
+    """Which cells of a broken map a row meets. The default, because an operation that moves
+    content (a jigsaw) puts the row's own positive, all but intact, into another cell."""
+    span: Literal["block", "clip"] = "block"
+    """One draw acts inside each block alike, or on the chosen blocks joined in time. Joined, what
+    equals the same place of another block counts as unchanged (unless the past is broken)."""
+    min_changed: float | None = None
+    """Share of the pixels and frames that must have changed for a negative: of its own patch for a
+    cell, of the whole block for a pooled map. A swap of 2 frames in a block of 5 changes 0.4.
+    Unset, 0.5 for cells and 0.05 for pooled maps, so that there every operation counts as it comes
+    (cut_mix replaces 0.1 to 0.5, cutout 0.1 to 0.36, stitch 0.5, a derangement all) and a mere
+    trace does not; raise it to leave out averages that are mostly of untouched content."""
+    stop_grad: bool = False
+    """Encode the negatives without gradient: cheaper, and only the true side learns from them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(0 < self.least_changed <= 1, "min_changed", "in (0, 1]", self.least_changed)
 
     @property
     def least_changed(self) -> float:
@@ -78,11 +93,20 @@ class NdaConfig:
             return self.min_changed
         return _LEAST_CHANGED[self.entry]
 
-    def weight_at(self, step: int) -> float:
-        """The weight at an optimizer step, counted from 0."""
-        if step >= self.warmup_steps:
-            return self.weight
-        return self.weight * step / self.warmup_steps
+
+@dataclass(kw_only=True)
+class MocoNdaConfig(NegativesConfig):
+    """What MoCo breaks, and who encodes it."""
+
+    view: Literal["query", "key", "fresh"] = "key"
+    """Which augmented view is broken: the query's own, the key's (it shares crop and colours with
+    the positive), or a third one, which the data must then give."""
+    encoder: Literal["key", "query"] = "key"
+    """Who encodes what is broken: the key encoder without gradient, or the query encoder with it,
+    at the price of its backward pass."""
+    norm: Literal["own", "running", "shared"] = "own"
+    """Statistics that batch norm uses on broken samples: their own, the running ones of true
+    samples, or those of true and broken ones in one forward."""
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from types import MethodType
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -64,6 +65,99 @@ def track_running_stats(module: nn.Module) -> nn.Module:
 def has_running_stats(module: nn.Module) -> bool:
     """Whether every batch norm layer of ``module`` keeps running statistics."""
     return all(layer.running_mean is not None for layer in batch_norms(module))
+
+
+class SplitBatchNorm(_BatchNorm):
+    """Batch norm over ``splits`` groups of the batch, as if each were on a device of its own.
+
+    Sample i belongs to group i % splits. The running statistics move by the mean of the groups'.
+    In eval mode, and in its state dict, it is the plain layer. For any number of dimensions. What
+    timm hides in its batch norm, dropout and activation, is kept.
+
+    Raises ValueError in training on a batch that the number of groups does not divide.
+    """
+
+    def __init__(self, layer: _BatchNorm, splits: int) -> None:
+        super().__init__(
+            layer.num_features,
+            eps=layer.eps,
+            momentum=layer.momentum,
+            affine=layer.affine,
+            track_running_stats=layer.track_running_stats,
+        )
+        self.splits = splits
+        self.load_state_dict(layer.state_dict())
+        hidden = (getattr(layer, name, None) for name in ("drop", "act"))
+        self.after = nn.Sequential(*(part for part in hidden if part is not None))
+        self.train(layer.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return self.after(super().forward(input))
+        batch, channels, *places = input.shape
+        if batch % self.splits:
+            raise ValueError(
+                f"batch norm cannot be split into {self.splits} equal groups of a batch of {batch}"
+            )
+        # A group's channels become channels of their own: one call normalises all groups.
+        grouped = input.reshape(batch // self.splits, self.splits * channels, *places)
+        mean, variance = (
+            None if stat is None or not self.track_running_stats else stat.repeat(self.splits)
+            for stat in (self.running_mean, self.running_var)
+        )
+        out = F.batch_norm(
+            grouped, mean, variance, training=True, momentum=self._momentum(), eps=self.eps
+        )
+        if mean is not None and variance is not None:
+            self._keep(mean, variance)
+        out = out.reshape(input.shape)
+        if self.weight is not None:
+            shape = (1, channels, *[1] * len(places))
+            out = torch.addcmul(self.bias.view(shape), out, self.weight.view(shape))
+        return self.after(out)
+
+    def _momentum(self) -> float:
+        """The layer's momentum; None, a plain mean over all batches, depends on their number."""
+        if self.momentum is not None:
+            return self.momentum
+        return 1 / (int(self.num_batches_tracked or 0) + 1)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        self.running_mean.copy_(mean.view(self.splits, -1).mean(dim=0))
+        self.running_var.copy_(variance.view(self.splits, -1).mean(dim=0))
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+
+
+def split_batch_norms(module: nn.Module, splits: int) -> nn.Module:
+    """Replaces every batch norm inside ``module`` by a :class:`SplitBatchNorm`; returns ``module``.
+
+    The usual substitute for several devices on one (MoCo issue 47).
+    """
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, SplitBatchNorm(child, splits))
+    return module
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[nn.Module]:
+    """Inside, batch norm uses its running statistics, whatever the mode, and does not move them."""
+    training = [layer for layer in batch_norms(module) if layer.training]
+    for layer in training:
+        layer.eval()
+    try:
+        yield module
+    finally:
+        for layer in training:
+            layer.train()
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -1,0 +1,231 @@
+"""Momentum contrast on images or clips, with negatives made by breaking the views themselves.
+
+Papers: He et al. 2020 and Chen et al. 2020 (MoCo and MoCo v2: queue, key encoder, loss); Sinha et
+al. 2021, "Negative Data Augmentation" (broken data as negatives); Ge et al. 2021, "Robust
+Contrastive Learning Using Negative Samples with Diminished Semantics" (such negatives through the
+key encoder, never queued).
+
+A step, in MoCo's order: queries; the key encoder moves; keys; loss; the keys enter the queue.
+
+    logits = [ q . k+ | q . queue | q . k_broken ] / temperature
+
+Differences from the papers: with ``optim.accumulate_steps`` every forward moves the key encoder, as
+it does without; ``nda.encoder=query`` encodes broken views with gradient, and ``nda.norm`` chooses
+the company they keep in batch norm, for the reasons that ``MocoNdaConfig`` gives.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ndavid.collectives import gather_with_grad, gather_without_grad
+from ndavid.errors import ConfigError
+from ndavid.losses.contrastive import InfoNce, contrastive_metrics, info_nce
+from ndavid.methods.nda_config import MocoNdaConfig
+from ndavid.models.batchnorm import running_statistics, without_stat_updates
+from ndavid.models.heads import pool
+from ndavid.models.moco import MoCo, MocoConfig
+from ndavid.models.normalize import Normalize
+
+Augment = Callable[[Tensor, torch.Generator | None], Tensor]
+"""Pixels (B, C, [T,] H, W) and a CPU generator -> one augmented view of each."""
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class MocoMethod(nn.Module):
+    """MoCo's objective on a batch of views, with NDA negatives if ``nda.spec`` names an operation.
+
+    Call it with ``batch["views"]``, uint8 or float in [0, 1], (B, V, C, H, W) or
+    (B, V, C, T, H, W): the query's view, the key's, and with ``nda.view=fresh`` a third. Given
+    ``augment``, it makes the views itself, of ``batch["image"]`` or ``batch["video"]``.
+
+    Args:
+        moco: encoder, head and queue.
+        nda: the negatives; none by default.
+        temperature: divides the cosines; MoCo v2's by default.
+        symmetric: each view is a query and a key once; the loss is the mean of both directions.
+        augment: makes views on the device.
+
+    Raises:
+        ConfigError: on a temperature <= 0, or an NDA operation that cannot be read.
+    """
+
+    # The queue is the same on every rank by construction: all write the same gathered keys. Left to
+    # itself, DDP would send its 32 MB (at 65536 keys) to every rank before every forward.
+    _ddp_params_and_buffers_to_ignore = ("moco.queue", "moco.queue_pointer")
+
+    def __init__(
+        self,
+        moco: MocoConfig,
+        nda: MocoNdaConfig | None = None,
+        *,
+        temperature: float = 0.2,
+        symmetric: bool = False,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {temperature}")
+        self.nda = nda or MocoNdaConfig()
+        self.operation = self.nda.operation()
+        self.temperature = temperature
+        self.symmetric = symmetric
+        self.augment = augment
+        self.pixels = Normalize()
+        self.moco = MoCo(moco)
+
+    def compile_targets(self) -> tuple[nn.Module, ...]:
+        """The submodules worth ``torch.compile``: both encoders."""
+        return (self.moco.encoder, self.moco.key_encoder)
+
+    @property
+    def num_views(self) -> int:
+        """Views of each sample that a step needs: two, or three for ``nda.view=fresh``."""
+        return 3 if self.operation is not None and self.nda.view == "fresh" else 2
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Images or clips, uint8 (B, C, [T,] H, W) -> what evaluations see, (B, feature_dim)."""
+        return pool(self.moco.encoder(self.pixels(pixels)))
+
+    def forward(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None, step: int
+    ) -> dict[str, Tensor]:
+        """One step's ``loss`` (with gradient) and detached metrics (`contrastive_metrics`).
+
+        ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
+        the NDA weight's warm-up stands. Raises ValueError on a batch without the views it needs.
+        """
+        views = self._views(batch, generator)
+        directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
+        broken = [self._break(views, query, key, generator) for query, key in directions]
+        by_query = self.nda.encoder == "query"
+
+        def keys(pixels: Tensor) -> Tensor:
+            return self.moco.keys(pixels, generator)
+
+        queries, from_query = self._encode_each(
+            self.moco.queries, [views[q] for q, _ in directions], broken if by_query else None
+        )
+        self.moco.update_key_encoder()
+        positives, from_key = self._encode_each(
+            keys, [views[k] for _, k in directions], None if by_query else broken
+        )
+        negatives = from_query if by_query else from_key
+        results = [
+            self._contrast(q, k, one, each.active, step)
+            for q, k, one, each in zip(queries, positives, negatives, broken, strict=True)
+        ]
+        for each in positives:
+            self.moco.enqueue(each)
+        return _mean_outputs(results)
+
+    def _views(self, batch: dict[str, Tensor], generator: torch.Generator | None) -> list[Tensor]:
+        """The normalised views, each (B, C, [T,] H, W)."""
+        if "views" in batch:
+            views = batch["views"].unbind(dim=1)
+        elif self.augment is not None:
+            pixels = batch["image"] if "image" in batch else batch["video"]
+            views = tuple(self.augment(pixels, generator) for _ in range(self.num_views))
+        else:
+            raise ValueError("a batch has no views, and no augmentation was given to make them")
+        if len(views) < self.num_views:
+            raise ValueError(f"{len(views)} views a sample are given, {self.num_views} are needed")
+        return [self.pixels(view) for view in views[: self.num_views]]
+
+    def _break(
+        self, views: Sequence[Tensor], query: int, key: int, generator: torch.Generator | None
+    ) -> _Broken:
+        """Breaks the view that ``nda.view`` names, ``nda.per_sample`` times."""
+        if self.operation is None:
+            return _Broken((), None)
+        pixels = views[{"query": query, "key": key, "fresh": -1}[self.nda.view]]
+        made, active = [], []
+        for _ in range(self.nda.per_sample):
+            params = self.operation.flag(pixels, self.operation.sample(pixels.shape, generator))
+            made.append(self.operation.apply(pixels, params))
+            # A sample that was flagged as static counts as unchanged: its "negative" is true.
+            changed = self.operation.changed_mask(params, pixels.shape)
+            active.append(changed.flatten(1).any(dim=1).to(pixels.device))
+        return _Broken(tuple(made), torch.stack(active, dim=1))
+
+    def _encode_each(
+        self, encode: Encode, true: Sequence[Tensor], broken: Sequence[_Broken] | None
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """Vectors of the true pixels, and of what was broken, direction by direction."""
+        made = [()] * len(true) if broken is None else [each.pixels for each in broken]
+        encoded = [self._encode(encode, *both) for both in zip(true, made, strict=True)]
+        return [vectors for vectors, _ in encoded], [negatives for _, negatives in encoded]
+
+    def _encode(
+        self, encode: Encode, true: Tensor, broken: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Vectors (B, dim) of the true pixels and of each breaking, normed as ``nda.norm`` says."""
+        if not broken:
+            return encode(true), ()
+        if self.nda.norm == "shared":
+            first, *others = encode(torch.cat([true, *broken])).split(len(true))
+            return first, tuple(others)
+        vectors = encode(true)
+        surroundings = running_statistics if self.nda.norm == "running" else without_stat_updates
+        with surroundings(self.moco):
+            return vectors, tuple(encode(pixels) for pixels in broken)
+
+    def _contrast(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        broken: tuple[Tensor, ...],
+        active: Tensor | None,
+        step: int,
+    ) -> InfoNce:
+        """The loss of one direction, against the queue and what was broken."""
+        negatives, mask = None, active
+        if broken:
+            assert active is not None
+            negatives = torch.stack(broken, dim=1)
+            if self.nda.share == "batch":
+                negatives = gather_with_grad(negatives).flatten(0, 1)
+                mask = gather_without_grad(active).flatten()
+        return info_nce(
+            query,
+            positive,
+            # A copy: the queue is written before the backward pass reads it.
+            self.moco.queue.clone(),
+            negatives,
+            temperature=self.temperature,
+            nda_weight=self.nda.weight_at(step),
+            nda_scale=self.nda.scale,
+            nda_mask=mask,
+        )
+
+
+class _Broken(NamedTuple):
+    """What one direction's view was broken into."""
+
+    pixels: tuple[Tensor, ...]
+    """one (B, C, [T,] H, W) a draw"""
+    active: Tensor | None
+    """(B, draws), False where the sample did not change"""
+
+
+def _mean_outputs(results: Sequence[InfoNce]) -> dict[str, Tensor]:
+    """Loss and metrics, averaged over directions."""
+    outputs = [{"loss": one.loss} | contrastive_metrics(one) for one in results]
+    return {name: torch.stack([one[name] for one in outputs]).mean() for name in outputs[0]}
+
+
+def warn_of_long_queue(queue_size: int, num_samples: int) -> None:
+    """Warns where the queue is so long that it holds keys of the very samples it is met by."""
+    if queue_size >= num_samples:
+        warnings.warn(
+            f"model.queue_size {queue_size} is not below the {num_samples} training samples: "
+            "a query meets older keys of its own sample as negatives; MoCo keeps the queue well "
+            "below (4096 of CIFAR's 50000)",
+            stacklevel=2,
+        )
