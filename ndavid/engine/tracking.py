@@ -28,6 +28,8 @@ from ndavid.errors import ConfigError
 METRICS_FILE = "metrics.jsonl"
 NOT_METRICS = ("step", "epoch", "time")
 ALWAYS_ON = ("jsonl", "tensorboard")
+# Measured now and then; the progress line shows the newest.
+SHOWN_VALIDATION = ("val/knn_top1",)
 # Without a terminal, a line now and then instead of a bar.
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -76,6 +78,7 @@ class Tracker:
         self._total = total
         self._last_line = -math.inf
         self.last: dict[str, float] = {}
+        self._newest: dict[str, float] = {}
         if accelerator.log_with:
             accelerator.init_trackers(run_dir.name, config=dict(config))
         if not is_main:
@@ -112,14 +115,19 @@ class Tracker:
             self._accelerator.log(values, step=step)
         if "loss" in values:
             self.last = values
+        self._newest |= {name: values[name] for name in SHOWN_VALIDATION if name in values}
 
     def advance(self, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Moves the bar to ``step``; with values, shows loss, samples a second and time left."""
+        """Moves the bar to ``step``; with values, shows loss, samples a second and time left.
+
+        Beside them stands the newest of ``SHOWN_VALIDATION``, if there is one.
+        """
         if not self._is_main:
             return
         if self._bar is not None:
             if values is not None:
-                shown = {name: f"{values[name]:.4g}" for name in ("loss", "samples_per_s")}
+                numbers = {name: values[name] for name in ("loss", "samples_per_s")} | self._newest
+                shown = {name: f"{value:.4g}" for name, value in numbers.items()}
                 self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
         elif values is not None and self._line_due(step):
@@ -127,7 +135,8 @@ class Tracker:
             left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._total - step)))
             self.say(
                 f"step {step}/{self._total}  loss {values['loss']:.4f}  "
-                f"{values['samples_per_s']:.1f} samples/s  left {left}"
+                + "".join(f"{name} {value:.4f}  " for name, value in self._newest.items())
+                + f"{values['samples_per_s']:.1f} samples/s  left {left}"
             )
 
     def say(self, message: str) -> None:

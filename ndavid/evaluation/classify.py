@@ -1,10 +1,10 @@
-"""From a classifier and videos to predictions, and from predictions to accuracies.
+"""From a classifier and videos or images to predictions, and from predictions to accuracies.
 
 Validation and test go through the same function: a separate test path is how a model scores 46% on
 one and 3% on the other (CoCLR issue 30).
 
-Videos are shared among ranks without padding, so that each is scored exactly once: rank r takes
-every world_size-th video from r on, and shards may differ by one.
+Items are shared among ranks without padding, so that each is scored exactly once: rank r takes
+every world_size-th item from r on, and shards may differ by one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ndavid.collectives import rank, world_size
+from ndavid.data.video import collate
 from ndavid.engine.distributed import gather_objects
 from ndavid.errors import DataError, TrainingError
 from ndavid.evaluation.agreement import together
@@ -27,139 +28,138 @@ from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accur
 from ndavid.evaluation.protocol import Result
 from ndavid.methods.classification import ClassificationMethod
 
-BadVideo = tuple[str, str]
-Row = tuple[int, int, Tensor]
+BadItem = tuple[str, str]
 OnBad = Literal["raise", "skip"]
 
 
 class TestDataset(Protocol):
-    """Map-style views of videos, such as ``ndavid.data.video.ViewsDataset``."""
+    """Map-style test views: of videos, as ``ndavid.data.video.ViewsDataset``, or of images."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """``video`` uint8 (V, C, T, H, W), ``label`` and ``index``; ``bad`` where undecodable."""
+        """``label``, ``index``, ``bad``, and the pixels unless they cannot be read.
+
+        Pixels are ``video``, uint8 (V, C, T, H, W), or ``image``, (C, H, W), which is one view.
+        """
 
 
 @dataclass(frozen=True)
-class PerVideo:
-    """One vector a video, in the order of the dataset.
+class PerItem:
+    """One vector a video or image, in the order of the dataset.
 
     Attributes:
         values: (M, D) or (M, V, D) float32 on the CPU.
         labels: (M,) class indices.
-        indices: (M,) positions in the dataset's records, increasing.
-        bad: Path and reason of each undecodable video that was left out.
+        indices: (M,) positions in the dataset, increasing.
+        bad: Path and reason of each unreadable item that was left out.
     """
 
     values: Tensor
     labels: Tensor
     indices: Tensor
-    bad: tuple[BadVideo, ...] = ()
+    bad: tuple[BadItem, ...] = ()
 
 
-def per_video(
+def per_item(
     compute: Callable[[Tensor], Tensor],
     dataset: TestDataset,
     *,
     device: torch.device,
     on_bad: OnBad = "raise",
     views_per_batch: int = 32,
+    views_per_item: int = 1,
     num_workers: int = 0,
     description: str = "evaluating",
-) -> PerVideo:
-    """Applies ``compute`` to every view of every video, each video on exactly one rank.
+) -> PerItem:
+    """Applies ``compute`` to every view of every item, each item on exactly one rank.
 
     Args:
-        compute: Views (N, C, T, H, W) uint8 on ``device`` -> (N, D).
-        dataset: Test views that report undecodable videos (``on_error="skip"``), so that the error
-            is raised here, in one line, and not inside a loader process.
+        compute: Views (N, C, T, H, W) or (N, C, H, W), uint8 on ``device`` -> (N, D).
+        dataset: Test views that report unreadable items in ``bad``, so that the error is raised
+            here, in one line, and not inside a loader process.
         device: Where ``compute`` runs.
-        on_bad: ``raise``, or ``skip`` to leave undecodable videos out and list them.
-        views_per_batch: About how many views a call; a single video's views are never more.
+        on_bad: ``raise``, or ``skip`` to leave unreadable items out and list them.
+        views_per_batch: How many views a call, at most.
+        views_per_item: How many views an item has, about: decides how many items are read at once.
         num_workers: Loader processes.
         description: What the progress bar says.
 
     Returns:
-        ``values`` (M, V, D) of all ranks' videos, on every rank.
+        ``values`` (M, V, D) of all ranks' items, on every rank.
 
     Raises:
-        DataError: If a video cannot be decoded and ``on_bad`` is ``raise``, or none can; on all
-            ranks.
+        DataError: If an item cannot be read and ``on_bad`` is ``raise``, or none can; on all ranks.
         TrainingError: If the model gives numbers that are not finite.
     """
-    mine = together(
-        lambda: _score_mine(
-            compute, dataset, device, on_bad, views_per_batch, num_workers, description
-        )
+    loader = DataLoader(
+        Subset(cast("Dataset[dict[str, Any]]", dataset), range(rank(), len(dataset), world_size())),
+        batch_size=max(1, views_per_batch // views_per_item),
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        # Worker base seeds come from here instead of the default generator.
+        generator=torch.Generator(),
     )
+    mine = together(lambda: _score(compute, loader, device, on_bad, views_per_batch, description))
     return _merge(gather_objects(mine), dataset)
 
 
-def _score_mine(
+def _score(
     compute: Callable[[Tensor], Tensor],
-    dataset: TestDataset,
+    loader: DataLoader[dict[str, Any]],
     device: torch.device,
     on_bad: OnBad,
     views_per_batch: int,
-    num_workers: int,
     description: str,
-) -> tuple[list[Row], list[BadVideo]]:
-    """This rank's share of the videos."""
-    loader = DataLoader(
-        Subset(cast("Dataset[dict[str, Any]]", dataset), range(rank(), len(dataset), world_size())),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    rows: list[Row] = []
-    bad: list[BadVideo] = []
-    pending: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        views = torch.cat([item["video"] for item in pending])
-        parts = [
-            compute(part.to(device, non_blocking=True)).float().cpu()
-            for part in views.split(views_per_batch)
-        ]
-        values = torch.cat(parts).split([len(item["video"]) for item in pending])
-        for item, of_video in zip(pending, values, strict=True):
-            rows.append((int(item["index"]), int(item["label"]), of_video))
-        pending.clear()
-
-    with torch.inference_mode():
-        for item in tqdm(loader, desc=description, unit="video", disable=rank() != 0 or None):
-            if "video" not in item:
-                path, reason = item["bad"][0]
-                if on_bad == "raise":
-                    raise DataError(path, f"cannot be evaluated: {reason}")
-                bad.append((path, reason))
+) -> PerItem:
+    """This rank's share of the items."""
+    values: list[Tensor] = []
+    labels: list[Tensor] = []
+    indices: list[Tensor] = []
+    bad: list[BadItem] = []
+    total = len(cast(Any, loader.dataset))
+    with (
+        torch.inference_mode(),
+        tqdm(total=total, desc=description, disable=rank() != 0 or None) as bar,
+    ):
+        for batch in loader:
+            if batch["bad"] and on_bad == "raise":
+                path, reason = batch["bad"][0]
+                raise DataError(path, f"cannot be evaluated: {reason}")
+            bad += batch["bad"]
+            bar.update(len(batch["index"]) + len(batch["bad"]))
+            if not len(batch["index"]):
                 continue
-            pending.append(item)
-            if sum(len(one["video"]) for one in pending) >= views_per_batch:
-                flush()
-        if pending:
-            flush()
-    return rows, bad
+            views = batch["video"] if "video" in batch else batch["image"].unsqueeze(1)
+            parts = [
+                compute(part.to(device, non_blocking=True)).float().cpu()
+                for part in views.flatten(0, 1).split(views_per_batch)
+            ]
+            values.append(torch.cat(parts).unflatten(0, views.shape[:2]))
+            labels.append(batch["label"])
+            indices.append(batch["index"])
+    if not values:
+        return PerItem(torch.empty(0), torch.empty(0), torch.empty(0), tuple(bad))
+    return PerItem(torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad))
 
 
-def _merge(parts: Sequence[tuple[list[Row], list[BadVideo]]], dataset: TestDataset) -> PerVideo:
-    """All ranks' rows in the order of the dataset, after checking that each video is there once."""
-    rows = sorted((row for part, _ in parts for row in part), key=lambda row: row[0])
-    bad = tuple(sorted(entry for _, entries in parts for entry in entries))
-    if len({index for index, _, _ in rows}) != len(rows) or len(rows) + len(bad) != len(dataset):
-        raise AssertionError("a video was scored twice or not at all")
-    if not rows:
-        raise DataError(bad[0][0], f"no video could be evaluated; the first: {bad[0][1]}")
-    values = torch.stack([of_video for _, _, of_video in rows])
+def _merge(shares: Sequence[PerItem], dataset: TestDataset) -> PerItem:
+    """All ranks' rows in the order of the dataset, after checking that each item is there once."""
+    bad = tuple(sorted(entry for share in shares for entry in share.bad))
+    some = [share for share in shares if len(share.indices)]
+    if not some:
+        raise DataError(bad[0][0], f"nothing could be evaluated; the first: {bad[0][1]}")
+    values, labels, indices = (
+        torch.cat([getattr(share, name) for share in some])
+        for name in ("values", "labels", "indices")
+    )
+    if len(indices.unique()) != len(indices) or len(indices) + len(bad) != len(dataset):
+        raise AssertionError("an item was scored twice or not at all")
     if not values.isfinite().all():
         raise TrainingError("the model gives values that are not finite; its weights are broken")
-    return PerVideo(
-        values,
-        labels=torch.tensor([label for _, label, _ in rows], dtype=torch.long),
-        indices=torch.tensor([index for index, _, _ in rows], dtype=torch.long),
-        bad=bad,
-    )
+    order = indices.argsort()
+    return PerItem(values[order], labels[order], indices[order], bad)
 
 
 def classify(
@@ -169,19 +169,21 @@ def classify(
     device: torch.device,
     on_bad: OnBad = "raise",
     views_per_batch: int = 32,
+    views_per_item: int = 1,
     num_workers: int = 0,
     description: str = "classifying",
-) -> PerVideo:
-    """Returns each video's class probabilities: softmax over classes, then the mean over views.
+) -> PerItem:
+    """Returns each item's class probabilities: softmax over classes, then the mean over views.
 
     Args:
         method: Its ``logits`` are taken; in eval mode during the call, restored after it.
-        dataset: See ``per_video``, as for the rest.
-        device: See ``per_video``.
-        on_bad: See ``per_video``.
-        views_per_batch: See ``per_video``.
-        num_workers: See ``per_video``.
-        description: See ``per_video``.
+        dataset: See ``per_item``, as for the rest.
+        device: See ``per_item``.
+        on_bad: See ``per_item``.
+        views_per_batch: See ``per_item``.
+        views_per_item: See ``per_item``.
+        num_workers: See ``per_item``.
+        description: See ``per_item``.
 
     Returns:
         ``values`` (M, num_classes), rows summing to 1.
@@ -189,21 +191,22 @@ def classify(
     training = method.training
     method.eval()
     try:
-        scored = per_video(
+        scored = per_item(
             lambda views: method.logits(views).float().softmax(-1),
             dataset,
             device=device,
             on_bad=on_bad,
             views_per_batch=views_per_batch,
+            views_per_item=views_per_item,
             num_workers=num_workers,
             description=description,
         )
     finally:
         method.train(training)
-    return PerVideo(scored.values.mean(1), scored.labels, scored.indices, scored.bad)
+    return PerItem(scored.values.mean(1), scored.labels, scored.indices, scored.bad)
 
 
-def accuracies(predictions: PerVideo) -> dict[str, Metric]:
+def accuracies(predictions: PerItem) -> dict[str, Metric]:
     """Returns top-1, top-5 and mean class accuracy with 95% intervals.
 
     Top-5 is left out for five classes or fewer, where it is 1 by definition.
@@ -222,7 +225,7 @@ def accuracies(predictions: PerVideo) -> dict[str, Metric]:
     return metrics
 
 
-def confusion_matrix(predictions: PerVideo) -> Tensor:
+def confusion_matrix(predictions: PerItem) -> Tensor:
     """Returns (C, C) counts of videos by true class (row) and predicted class (column)."""
     num_classes = predictions.values.shape[1]
     predicted = predictions.values.argsort(dim=1, descending=True, stable=True)[:, 0]
@@ -257,7 +260,7 @@ def per_class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str,
     return table
 
 
-def classification_details(predictions: PerVideo, classes: Sequence[str]) -> dict[str, Any]:
+def classification_details(predictions: PerItem, classes: Sequence[str]) -> dict[str, Any]:
     """Returns what a Result keeps of a classification: classes, confusion, per-class rows."""
     confusion = confusion_matrix(predictions)
     return {

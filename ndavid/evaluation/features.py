@@ -23,7 +23,7 @@ from ndavid.collectives import rank
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import ShortClipReport
 from ndavid.engine.distributed import gather_objects
-from ndavid.evaluation.classify import BadVideo, per_video
+from ndavid.evaluation.classify import BadItem, per_item
 from ndavid.evaluation.views import ViewsConfig, views_dataset
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
 from ndavid.models.normalize import Normalize
@@ -57,7 +57,7 @@ class Features:
     values: Tensor
     labels: Tensor
     paths: tuple[str, ...]
-    bad: tuple[BadVideo, ...]
+    bad: tuple[BadItem, ...]
     report: ShortClipReport
 
     def pooled(self) -> Tensor:
@@ -101,7 +101,7 @@ def extract(
         normalize = Normalize().to(device)
         was_training = classifier.training
         classifier.to(device).eval()
-        found = per_video(
+        found = per_item(
             lambda clips: classifier.features(normalize(clips)),
             dataset,
             device=device,
@@ -142,7 +142,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _save(
-    path: Path, values: Tensor, labels: Tensor, indices: Tensor, bad: tuple[BadVideo, ...]
+    path: Path, values: Tensor, labels: Tensor, indices: Tensor, bad: tuple[BadItem, ...]
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -151,7 +151,7 @@ def _save(
     partial.replace(path)
 
 
-def _load(path: Path) -> tuple[Tensor, Tensor, Tensor, tuple[BadVideo, ...]] | None:
+def _load(path: Path) -> tuple[Tensor, Tensor, Tensor, tuple[BadItem, ...]] | None:
     """The cached tensors, or None where there are none that can be read."""
     if not path.exists():
         return None

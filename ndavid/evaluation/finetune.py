@@ -40,7 +40,7 @@ from ndavid.engine.runner import RunConfig, RunResult, fit
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.classify import (
-    PerVideo,
+    PerItem,
     accuracies,
     classification_details,
     classify,
@@ -346,7 +346,7 @@ class _Fold:
 
     # ---- test -------------------------------------------------------------------------------
 
-    def _test(self, device: torch.device, epoch: int) -> tuple[PerVideo, Protocol]:
+    def _test(self, device: torch.device, epoch: int) -> tuple[PerItem, Protocol]:
         config, manifest = self.config, self.manifest
         test = manifest.select(config.split, self.fold)
         if self.subset is None:
@@ -373,7 +373,7 @@ class _Fold:
 
     def _classify(
         self, method: ClassificationMethod, dataset: Any, device: torch.device, description: str
-    ) -> PerVideo:
+    ) -> PerItem:
         views = self.config.views
         return classify(
             method,
@@ -387,7 +387,7 @@ class _Fold:
 
     def _classify_subset(
         self, method: ClassificationMethod, device: torch.device, epoch: int
-    ) -> PerVideo:
+    ) -> PerItem:
         assert self.subset is not None
         scored = self.subset.records[: self.subset.num_scored]
         clips = self._training_clips(scored, on_error="raise")
@@ -398,7 +398,7 @@ class _Fold:
         self,
         trained: RunResult,
         chosen: _Chosen,
-        predictions: PerVideo,
+        predictions: PerItem,
         protocol: Protocol,
         device: torch.device,
         seconds: float,

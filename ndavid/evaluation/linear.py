@@ -26,7 +26,7 @@ from torch import Tensor
 from ndavid.engine.rng import derive_seed
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import (
-    PerVideo,
+    PerItem,
     accuracies,
     classification_details,
     pool_confusions,
@@ -163,9 +163,7 @@ def fit_probe(
     return probe, not any(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
-def predict(
-    probe: Pipeline, features: Features, num_classes: int, config: LinearConfig
-) -> PerVideo:
+def predict(probe: Pipeline, features: Features, num_classes: int, config: LinearConfig) -> PerItem:
     """Returns class probabilities a video; a class without training videos gets 0."""
     inputs, _ = _rows(features, config.per_view)
     known = torch.from_numpy(probe.predict_proba(inputs)).float()
@@ -173,7 +171,7 @@ def predict(
     values[:, torch.from_numpy(probe.classes_)] = known
     if config.per_view:
         values = values.view(len(features.paths), -1, num_classes).mean(1)
-    return PerVideo(values, features.labels, torch.arange(len(features.paths)), features.bad)
+    return PerItem(values, features.labels, torch.arange(len(features.paths)), features.bad)
 
 
 def _rows(features: Features, per_view: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ def views_dataset(
 ) -> tuple[ViewsDataset, ShortClipReport]:
     """Returns the test-time dataset of ``records`` under the short-clip policy, and its report.
 
-    The dataset reports undecodable videos; ``per_video`` decides what to do with them.
+    The dataset reports undecodable videos; ``per_item`` decides what to do with them.
 
     Args:
         records: Videos to look at.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ndavid.engine.tracking import other_trackers, truncate
+from ndavid.engine.distributed import make_accelerator
+from ndavid.engine.tracking import Tracker, other_trackers, truncate
 from ndavid.errors import ConfigError
 
 
@@ -51,3 +52,22 @@ def test_trackers_that_are_always_on_need_no_accelerate_one() -> None:
     assert other_trackers(["tensorboard", "jsonl"]) == []
     with pytest.raises(ConfigError, match="unknown tracker 'mlflw'; did you mean 'mlflow'"):
         other_trackers(["mlflw"])
+
+
+def test_the_line_of_progress_shows_the_newest_knn_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ndavid.engine.tracking.SECONDS_BETWEEN_LINES", 0.0)
+    accelerator = make_accelerator(device="cpu")
+    tracker = Tracker(tmp_path, start=0, total=3, is_main=True, accelerator=accelerator, config={})
+    timings = {"samples_per_s": 8.0, "seconds_data": 0.1, "seconds_compute": 0.9}
+    for step, validation in enumerate([{}, {"val/knn_top1": 0.25}, {"val/knn_top1": 0.5}], 1):
+        if validation:
+            tracker.log(step, 0, validation)
+        tracker.log(step, 0, {"loss": 1.0})
+        tracker.advance(step, {"loss": 1.0} | timings)
+    tracker.close()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert ["knn_top1" in line for line in lines] == [False, True, True]
+    assert "val/knn_top1 0.2500" in lines[1] and "val/knn_top1 0.5000" in lines[2]
+    assert "val/knn_top1" in (tmp_path / "metrics.jsonl").read_text()

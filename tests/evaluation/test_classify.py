@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ndavid.errors import CheckpointError, DataError, TrainingError
 from ndavid.evaluation.classify import (
-    PerVideo,
+    PerItem,
     accuracies,
     classify,
     confusion_matrix,
     per_class_table,
-    per_video,
+    per_item,
 )
 from ndavid.evaluation.selection import FILE as BEST_FILE
 from ndavid.evaluation.selection import BestEpoch
@@ -100,7 +100,7 @@ def test_or_it_is_left_out_and_listed() -> None:
 
 
 def test_nothing_decodable_is_an_error_even_then() -> None:
-    with pytest.raises(DataError, match="no video could be evaluated"):
+    with pytest.raises(DataError, match="nothing could be evaluated"):
         classify(method(), Views(2, 1, bad=(0, 1)), device=CPU, on_bad="skip")
 
 
@@ -111,12 +111,12 @@ def test_a_broken_model_is_told_from_a_bad_one() -> None:
         classify(broken, Views(2, 1), device=CPU)
 
 
-def predictions(num_videos: int = 200, num_classes: int = NUM_CLASSES) -> PerVideo:
+def predictions(num_videos: int = 200, num_classes: int = NUM_CLASSES) -> PerItem:
     draw = torch.Generator().manual_seed(num_videos + num_classes)
     values = torch.rand(num_videos, num_classes, generator=draw)
     labels = torch.randint(0, num_classes, (num_videos,), generator=draw)
     values[torch.arange(num_videos), labels] += 0.2
-    return PerVideo(values / values.sum(1, keepdim=True), labels, torch.arange(num_videos))
+    return PerItem(values / values.sum(1, keepdim=True), labels, torch.arange(num_videos))
 
 
 def test_accuracies_against_a_loop() -> None:
@@ -190,12 +190,12 @@ def one_rank(output: Path) -> None:
     store = f"file://{output / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     compute: Callable[[Tensor], Tensor] = pixels_sum
-    found = per_video(compute, Views(7, 2), device=CPU, views_per_batch=3)
-    skipped = per_video(compute, Views(7, 2, bad=(4,)), device=CPU, on_bad="skip")
+    found = per_item(compute, Views(7, 2), device=CPU, views_per_batch=3)
+    skipped = per_item(compute, Views(7, 2, bad=(4,)), device=CPU, on_bad="skip")
     assert skipped.bad == (("4.mp4", "broken"),)
     # Video 3 is rank 1's; rank 0 must not wait for it in a collective.
     with pytest.raises(DataError, match=r"^3\.mp4: cannot be evaluated: broken$"):
-        per_video(compute, Views(7, 2, bad=(3,)), device=CPU)
+        per_item(compute, Views(7, 2, bad=(3,)), device=CPU)
     # The best weights are damaged where rank 0 alone looks first.
     if rank == 0:
         (output / BEST_FILE).write_bytes(b"no tensors here")

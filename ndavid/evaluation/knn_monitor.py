@@ -1,0 +1,187 @@
+"""kNN top-1 while pretraining goes on: does the representation tell classes apart yet?
+
+Some training items are asked for, others are the gallery; no test item is ever read, so that the
+number may steer a pretraining without spoiling the test. Videos are parted by whole groups: clips
+of one source video in both halves would find each other by their background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ndavid.engine.rng import generator
+from ndavid.engine.runner import EpochEnd
+from ndavid.errors import ConfigError
+from ndavid.evaluation.classify import PerItem, per_item
+from ndavid.evaluation.neighbours import TEMPERATURE, vote
+
+# Of a small set, this share asks and the rest is the gallery.
+_MAX_QUERY_SHARE = 0.2
+
+
+@dataclass(kw_only=True)
+class KnnMonitorConfig:
+    """How often, and on how many training items, kNN top-1 is measured during pretraining."""
+
+    every: int = 0
+    """epochs between measurements, the last one included; 0 measures nothing"""
+    k: int = 20
+    """neighbours that vote"""
+    temperature: float = TEMPERATURE
+    """of the votes' weights exp(cosine / temperature)"""
+    samples: int = 5000
+    """training items in the gallery, at most"""
+    queries: int = 1000
+    """other training items that are classified, at most"""
+    batch_size: int = 256
+    """items a forward pass"""
+    num_workers: int = 0
+    """loader processes"""
+
+    def __post_init__(self) -> None:
+        for name, least in [
+            ("every", 0), ("k", 1), ("samples", 1), ("queries", 1),
+            ("batch_size", 1), ("num_workers", 0),
+        ]:  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, not {self.temperature}")
+
+
+class IndexedDataset(Protocol):
+    """Reads an item's deterministic view by an int key: a sample with ``image`` or ``video``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: int, /) -> dict[str, Any]: ...
+
+
+class FeatureMethod(Protocol):
+    """A method whose ``features`` maps uint8 pixels (B, C, [T,] H, W) to (B, D)."""
+
+    def features(self, pixels: Tensor) -> Tensor: ...
+
+
+class KnnMonitor:
+    """An epoch hook for ``engine.fit``: logs ``knn_top1``, every rank scoring its share.
+
+    Args:
+        config: How often, on how many.
+        dataset: Training items, read by int keys. An unreadable item is left out.
+        labels: (N,) class of each item, -1 for none; those without are never read.
+        group_of: Group of each item, whole groups ask or are asked; within a class, as in a
+            manifest, and "" for an item that stands alone. None where every item does.
+        seed: Draws who asks.
+        last_epoch: The run's number of epochs, at the end of which it is always measured.
+
+    Raises:
+        ConfigError: If too few labelled items, or groups, are there to part.
+    """
+
+    def __init__(
+        self,
+        config: KnnMonitorConfig,
+        dataset: IndexedDataset,
+        labels: Tensor,
+        *,
+        group_of: Sequence[str] | None = None,
+        seed: int = 0,
+        last_epoch: int | None = None,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.labels = torch.as_tensor(labels, dtype=torch.long).cpu()
+        if len(self.labels) != len(dataset) or (group_of and len(group_of) != len(dataset)):
+            raise ValueError("the dataset, its labels and its groups must be equally many")
+        self.last_epoch = last_epoch
+        self.queries: list[int] = []
+        self.gallery: list[int] = []
+        if config.every:
+            self.queries, self.gallery = self._part(group_of, seed)
+
+    def __call__(self, end: EpochEnd) -> dict[str, float]:
+        """Returns ``knn_top1`` of an epoch that is due, else nothing."""
+        if not self._due(end.epoch):
+            return {}
+        method = cast(FeatureMethod, end.method)
+        queries, gallery = (
+            self._features(method, items, end.device) for items in (self.queries, self.gallery)
+        )
+        k = min(self.config.k, len(gallery.labels))
+        shares = vote(
+            queries.values.squeeze(1),
+            gallery.values.squeeze(1),
+            gallery.labels,
+            int(self.labels.max()) + 1,
+            ks=[k],
+            temperature=self.config.temperature,
+            device=end.device,
+        )[k]
+        return {"knn_top1": float((shares.argmax(1) == queries.labels).float().mean())}
+
+    def _due(self, epoch: int) -> bool:
+        every = self.config.every
+        return every > 0 and (epoch % every == 0 or epoch == self.last_epoch)
+
+    def _part(self, group_of: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
+        """Positions of those that ask and of those that are asked, drawn by whole groups."""
+        groups: dict[object, list[int]] = {}
+        for index, label in enumerate(self.labels.tolist()):
+            if label >= 0:
+                name = group_of[index] if group_of else ""
+                groups.setdefault((label, name) if name else index, []).append(index)
+        if len(groups) < 2:
+            raise ConfigError(
+                "the kNN monitor needs training items with labels, in at least two groups: "
+                f"found {len(groups)}; set its every to 0"
+            )
+        names = list(groups)
+        order = torch.randperm(len(names), generator=generator(seed, "knn_monitor")).tolist()
+        items = sum(map(len, groups.values()))
+        wanted = max(1, min(self.config.queries, int(_MAX_QUERY_SHARE * items)))
+        queries: list[int] = []
+        while len(queries) < wanted and len(order) > 1:
+            queries += groups[names[order.pop()]]
+        gallery = [index for place in order for index in groups[names[place]]]
+        # In the order of the files, which disks like better.
+        return sorted(queries[:wanted]), sorted(gallery[: self.config.samples])
+
+    def _features(self, method: FeatureMethod, items: list[int], device: torch.device) -> PerItem:
+        return per_item(
+            method.features,
+            _Chosen(self.dataset, items, self.labels),
+            device=device,
+            on_bad="skip",
+            views_per_batch=self.config.batch_size,
+            num_workers=self.config.num_workers,
+            description="kNN monitor",
+        )
+
+
+class _Chosen:
+    """Some items of a dataset in the form of test views."""
+
+    def __init__(self, dataset: IndexedDataset, items: list[int], labels: Tensor) -> None:
+        self.dataset = dataset
+        self.items = items
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = self.items[place]
+        sample = self.dataset[index]
+        found: dict[str, Any] = {"label": int(self.labels[index]), "index": place, "bad": []}
+        if sample["bad"]:
+            # Another item stands in for this one, perhaps of another class or group.
+            return found | {"bad": sample["bad"][:1]}
+        if "image" in sample:
+            return found | {"image": sample["image"]}
+        return found | {"video": sample["video"].unsqueeze(0)}
