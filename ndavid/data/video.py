@@ -1,8 +1,6 @@
 """Map-style datasets of video clips: files in, uint8 clips out.
 
-A sample is a pure function of its key, so that workers, ranks and restarts cannot change it: the
-loader's sampler hands out `(index, seed)`, and all that is random comes from a generator seeded by
-it.
+What a key is, and what becomes of clips that cannot be read, seeded_dataset.py tells.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ndavid.data.decode import FrameReader, open_reader
+from ndavid.data.decode import open_reader
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import ClipSampler, uniform_views
+from ndavid.data.seeded_dataset import OnError, SeededDataset
 from ndavid.data.transforms import ClipTransform
 from ndavid.data.worker_errors import data_errors_leave_workers
-from ndavid.errors import DataError
+from ndavid.errors import ConfigError, DataError
 
-SampleKey = int | tuple[int, int]
+_PIXEL_KEYS = frozenset({"video", "image", "views"})
 
 
 @dataclass(kw_only=True)
@@ -58,41 +57,22 @@ class ViewTransform(Protocol):
         """uint8 (T, C, H, W) -> uint8 (crops, T, C, size, size)."""
 
 
-class ClipDataset(Dataset[dict[str, Any]]):
-    """One clip a video, for training.
-
-    A key is `(index, seed)`, or an int for the centred, unaugmented clip. A sample holds `video`
-    (uint8, (C, T, H, W)), `label`, `index` (of the clip that was read) and `bad`, the
-    `(path, reason)` of clips that could not be read.
-
-    Args:
-        records: the clips, for instance `manifest.select("train")`.
-        root: the folder that their paths are relative to.
-        sampler: chooses the frames.
-        transform: makes the clip out of the decoded frames.
-        backend: who decodes.
-        on_error: "raise", or "next": the clip that follows stands in for one that cannot be read,
-            so that batches keep their size on every rank; `bad` tells.
-    """
+class _RecordedClips:
+    """What datasets of clips share: which clips, where they lie, who decodes, which frames."""
 
     def __init__(
         self,
         records: Sequence[ClipRecord],
         root: str | os.PathLike[str],
         sampler: ClipSampler,
-        transform: ClipTransform,
-        *,
-        backend: str = "pyav",
-        on_error: Literal["raise", "next"] = "raise",
+        backend: str,
     ) -> None:
         if not records:
             raise DataError(root, "no clips to read: the selection is empty")
         self.records = tuple(records)
         self.root = Path(root)
         self.sampler = sampler
-        self.transform = transform
         self.backend = backend
-        self.on_error = on_error
 
     @cached_property
     def digest(self) -> str:
@@ -110,36 +90,111 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        index, seed = key if isinstance(key, tuple) else (key, None)
-        with data_errors_leave_workers():
-            return self._sample(index, seed)
+    def _label(self, index: int) -> int:
+        return self.records[index].label
 
-    def _sample(self, index: int, seed: int | None) -> dict[str, Any]:
-        count = len(self.records)
-        bad: list[tuple[str, str]] = []
-        for current in ((index + k) % count for k in range(count)):
-            record = self.records[current]
-            try:
-                video = self._clip(record, seed)
-            except DataError as error:
-                if self.on_error == "raise":
-                    raise
-                bad.append((error.path, error.reason))
-            else:
-                return {"video": video, "label": record.label, "index": current, "bad": bad}
-        path, reason = bad[0]
-        raise DataError(self.root, f"none of the {count} clips can be read; {path}: {reason}")
+    def _read(self, record: ClipRecord, indices: Tensor) -> Tensor:
+        """Frames uint8 (T, C, H, W), with the help of what the manifest knows about the clip."""
+        verified = record.decord_ok if self.backend == "decord" else None
+        path = self.root / record.path
+        with open_reader(
+            path, self.backend, num_frames=record.num_frames, verified=verified
+        ) as reader:
+            return reader.read(indices)
 
-    def _clip(self, record: ClipRecord, seed: int | None) -> Tensor:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        indices = self.sampler.sample(record.num_frames, generator)
-        with _open_record(record, self.root, self.backend) as reader:
-            frames = reader.read(indices)
+    def _read_views(self, record: ClipRecord, views: Tensor) -> Iterator[Tensor]:
+        """The frames (T, C, H, W) of each row of indices (V, T).
+
+        Views overlap: every frame is decoded and converted once, then views pick.
+        """
+        unique, place = torch.unique(views, return_inverse=True)
+        frames = self._read(record, unique)
+        return (frames[view] for view in place)
+
+
+class ClipDataset(_RecordedClips, SeededDataset):
+    """One clip a video, for training: `video`, uint8 (C, T, H, W).
+
+    A key is `(index, seed)`, or an int for the centred, unaugmented clip. A sample also holds
+    `label`, `index` (of the clip that was read) and `bad`, the `(path, reason)` of clips that could
+    not be read.
+
+    Args:
+        records: the clips, for instance `manifest.select("train")`.
+        root: the folder that their paths are relative to.
+        sampler: chooses the frames.
+        transform: makes the clip out of the decoded frames.
+        backend: who decodes.
+        on_error: "raise", or "next": the clip that follows stands in for one that cannot be read,
+            so that batches keep their size on every rank; `bad` tells.
+    """
+
+    pixel_key = "video"
+    unit = "clips"
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        root: str | os.PathLike[str],
+        sampler: ClipSampler,
+        transform: ClipTransform,
+        *,
+        backend: str = "pyav",
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(records, root, sampler, backend)
+        self.transform = transform
+        self.on_error = on_error
+
+    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
+        record = self.records[index]
+        frames = self._read(record, self.sampler.sample(record.num_frames, generator))
+        return self._clip(frames, generator)
+
+    def _clip(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
         return self.transform(frames, generator).transpose(0, 1).contiguous()
 
 
-class ViewsDataset(Dataset[dict[str, Any]]):
+class MultiViewClips(ClipDataset):
+    """Several views of one video, each augmented by itself: `views`, uint8 (V, C, T, H, W).
+
+    The video is opened and decoded once. By an int key all views are the centred clip.
+
+    Args:
+        num_views: how many.
+        same_frames: all views show the same frames; else each draws its own start.
+    """
+
+    pixel_key = "views"
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        root: str | os.PathLike[str],
+        sampler: ClipSampler,
+        transform: ClipTransform,
+        num_views: int = 2,
+        *,
+        same_frames: bool = False,
+        backend: str = "pyav",
+        on_error: OnError = "raise",
+    ) -> None:
+        if num_views < 1:
+            raise ConfigError(f"num_views must be at least 1, got {num_views}")
+        super().__init__(records, root, sampler, transform, backend=backend, on_error=on_error)
+        self.num_views = num_views
+        self.same_frames = same_frames
+
+    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
+        record = self.records[index]
+        draws = 1 if self.same_frames else self.num_views
+        starts = [self.sampler.sample(record.num_frames, generator) for _ in range(draws)]
+        indices = torch.stack(starts).expand(self.num_views, -1)
+        views = self._read_views(record, indices)
+        return torch.stack([self._clip(frames, generator) for frames in views])
+
+
+class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
     """All test views of a video: evenly spaced clips, each in one or three crops.
 
     A sample holds `video` (uint8, (V, C, T, H, W) with V = num_views * crops), `label`, `index`.
@@ -158,25 +213,16 @@ class ViewsDataset(Dataset[dict[str, Any]]):
         backend: str = "pyav",
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if not records:
-            raise DataError(root, "no clips to read: the selection is empty")
-        self.records = tuple(records)
-        self.root = Path(root)
-        self.sampler = sampler
+        super().__init__(records, root, sampler, backend)
         self.num_views = num_views
         self.eval_transform = eval_transform
-        self.backend = backend
         self.on_error = on_error
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        sample: dict[str, Any] = {"label": record.label, "index": index, "bad": []}
+        sample: dict[str, Any] = {"label": self._label(index), "index": index, "bad": []}
         with data_errors_leave_workers():
             try:
-                sample["video"] = self._views(record)
+                sample["video"] = self._views(self.records[index])
             except DataError as error:
                 if self.on_error == "raise":
                     raise
@@ -185,32 +231,22 @@ class ViewsDataset(Dataset[dict[str, Any]]):
 
     def _views(self, record: ClipRecord) -> Tensor:
         indices = uniform_views(self.sampler, record.num_frames, self.num_views)
-        # Views overlap: every frame is decoded and converted once, then views pick.
-        unique, place = torch.unique(indices, return_inverse=True)
-        with _open_record(record, self.root, self.backend) as reader:
-            frames = reader.read(unique)
-        views = torch.cat([self.eval_transform(frames[view]) for view in place])
+        views = torch.cat([self.eval_transform(view) for view in self._read_views(record, indices)])
         return views.transpose(1, 2).contiguous()
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks samples: `video` uint8 (B, ...), `label` and `index` long (B,), `bad` one list.
+    """Stacks samples: pixels uint8 (B, ...), `label` and `index` long (B,), `bad` one list.
 
-    Samples without a video (skipped ones) only give their `bad`.
+    The pixels keep their name: `video`, `image` or `views`. Samples without any (skipped ones) only
+    give their `bad`.
     """
-    whole = [sample for sample in samples if "video" in sample]
+    whole = [sample for sample in samples if not _PIXEL_KEYS.isdisjoint(sample)]
     batch: dict[str, Any] = {
         "label": torch.tensor([sample["label"] for sample in whole], dtype=torch.long),
         "index": torch.tensor([sample["index"] for sample in whole], dtype=torch.long),
         "bad": [entry for sample in samples for entry in sample["bad"]],
     }
-    if whole:
-        batch["video"] = torch.stack([sample["video"] for sample in whole])
+    for key in _PIXEL_KEYS & whole[0].keys() if whole else ():
+        batch[key] = torch.stack([sample[key] for sample in whole])
     return batch
-
-
-def _open_record(record: ClipRecord, root: Path, backend: str) -> FrameReader:
-    """A reader that makes use of what the manifest knows about the clip."""
-    verified = record.decord_ok if backend == "decord" else None
-    path = root / record.path
-    return open_reader(path, backend, num_frames=record.num_frames, verified=verified)
