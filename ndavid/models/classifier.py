@@ -1,4 +1,4 @@
-"""Action classifiers on top of an encoder: DPC's own, and the plain one for any encoder.
+"""Classifiers on top of an encoder: DPC's own, and the plain one for any encoder.
 
 Han, Xie and Zisserman, "Video Representation Learning by Dense Predictive Coding", ICCVW 2019
 (arXiv 1909.04656), for :class:`DpcClassifier`.
@@ -79,7 +79,10 @@ class DpcClassifier(nn.Module):
 
 
 class EncoderClassifier(nn.Module):
-    """Encoder -> mean over time and space -> optional batch norm -> dropout -> linear layer."""
+    """Encoder -> mean over time and space -> optional batch norm -> dropout -> linear layer.
+
+    Takes what its encoder takes: normalised clips (B, C, T, H, W) or images (B, C, H, W).
+    """
 
     def __init__(
         self,
@@ -94,13 +97,13 @@ class EncoderClassifier(nn.Module):
         self.feature_dim = encoder.feature_dim
         self.head = _head(self.feature_dim, num_classes, dropout, head_norm)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Clips (B, C, T, H, W) -> logits (B, num_classes)."""
-        return self.head(self.features(video))
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Clips or images -> logits (B, num_classes)."""
+        return self.head(self.features(pixels))
 
-    def features(self, video: Tensor) -> Tensor:
-        """Clips (B, C, T, H, W) -> what the head sees, (B, feature_dim)."""
-        return reduce(self.encoder(video), "b d t h w -> b d", "mean")
+    def features(self, pixels: Tensor) -> Tensor:
+        """Clips or images -> what the head sees, (B, feature_dim)."""
+        return self.encoder.pooled(pixels)
 
     def encoder_parameters(self) -> Iterator[Parameter]:
         """Parameters that pretraining made."""

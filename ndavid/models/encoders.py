@@ -1,55 +1,67 @@
-"""Video encoders by name: ours, torchvision's, pytorchvideo's, and timm's frame by frame.
+"""Encoders by name: ours, torchvision's, pytorchvideo's and timm's, for clips and for images.
 
 ``build_encoder("torchvision:r3d_18")`` gives the library's network without its pooling and
-classifier, so that it ends in a map (B, D, t, h, w). Parameters keep the library's own names:
-``load_matching`` reads the library's checkpoints into it.
+classifier, so that it ends in a map (B, D, t, h, w). Image networks (``torchvision:resnet50``,
+``timm:*``, ``cifar:*``) turn images into (B, D, h, w) too, and read clips frame by frame.
+Parameters keep the library's own names: ``load_matching`` reads the library's checkpoints into it.
 """
 
 from __future__ import annotations
 
-import abc
-import copy
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
-from ndavid.models.encoder_base import Encoder
+from ndavid.models.chain import ChannelsFirst, ImageChain, VideoChain
+from ndavid.models.cifar_stem import DEPTHS as CIFAR_DEPTHS
+from ndavid.models.cifar_stem import cifar_resnet
+from ndavid.models.encoder_base import ClipSizeError, Encoder, ImageEncoder
+from ndavid.models.mvit import PytorchvideoMvit, TorchvisionMvit
 from ndavid.models.precision import guard_cpu_bfloat16
 from ndavid.models.resnet2d3d import DEPTHS, ResNet2d3d
 
-Triple = tuple[int, int, int]
-
-
-class ClipSizeError(ConfigError, ValueError):
-    """Clips of a length or size that the encoder does not take."""
-
+Body = tuple[str, ...]
 
 # The networks of pytorchvideo.models.hub that read one clip and hold a map before their head.
 _PYTORCHVIDEO_NETS = (
     *("c2d_r50", "csn_r101", "i3d_r50", "r2plus1d_r50", "slow_r50"),
     *("x3d_xs", "x3d_s", "x3d_m", "x3d_l", "mvit_base_16x4", "mvit_base_32x3"),
 )
-# torchvision's convolutional nets: the children that come before pooling and classifier.
-_TORCHVISION_BODIES = {
-    "r3d_18": ("stem", "layer1", "layer2", "layer3", "layer4"),
-    "mc3_18": ("stem", "layer1", "layer2", "layer3", "layer4"),
-    "r2plus1d_18": ("stem", "layer1", "layer2", "layer3", "layer4"),
+# torchvision's networks: the children that come before pooling and classifier, by family.
+_VIDEO_RESNET = ("stem", "layer1", "layer2", "layer3", "layer4")
+_VIDEO_BODIES = {
+    "r3d": _VIDEO_RESNET,
+    "mc3": _VIDEO_RESNET,
+    "r2plus1d": _VIDEO_RESNET,
     "s3d": ("features",),
+    "swin3d": ("patch_embed", "pos_drop", "features", "norm"),
+}
+_IMAGE_RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_IMAGE_BODIES = {
+    **dict.fromkeys(("resnet", "resnext", "wide_resnet"), _IMAGE_RESNET),
+    **dict.fromkeys(("alexnet", "convnext", "densenet", "efficientnet"), ("features",)),
+    **dict.fromkeys(("mobilenet", "squeezenet", "vgg"), ("features",)),
+    "mnasnet": ("layers",),
+    "regnet": ("stem", "trunk_output"),
+    "shufflenet": ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
+    "swin": ("features", "norm", "permute"),
 }
 
 
 def build_encoder(name: str, *, pretrained: bool = False) -> Encoder:
     """The encoder called ``name``: clips (B, C, T, H, W) -> maps (B, feature_dim, t, h, w).
 
-    Names: ``resnet2d3d10`` (or 18, 34, 50), ``torchvision:r3d_18``, ``pytorchvideo:slow_r50``,
-    ``timm:resnet18`` and their kin (:func:`encoder_names` lists all). ``pretrained`` asks for the
-    library's own weights, which it downloads. Its convolutions are safe in bfloat16 on the CPU.
+    Names: ``resnet2d3d10`` (or 18, 34, 50), ``torchvision:r3d_18``, ``pytorchvideo:slow_r50``, and
+    for images (B, C, H, W) -> (B, feature_dim, h, w) as well ``torchvision:resnet50``,
+    ``timm:resnet18``, ``cifar:resnet18`` and their kin (:func:`encoder_names` lists all).
+    ``pretrained`` asks for the library's own weights, which it downloads. Its convolutions are safe
+    in bfloat16 on the CPU.
 
     Raises ConfigError for an unknown name, naming the nearest, or where there are no weights.
     """
@@ -79,11 +91,15 @@ def _models_of(library: str) -> tuple[str, ...]:
     if library == "torchvision":
         from torchvision import models
 
-        return tuple(models.list_models(module=models.video))
+        images = models.list_models(module=models)
+        known = (name for name in images if _family(name, _IMAGE_BODIES) is not None)
+        return (*models.list_models(module=models.video), *known)
     if library == "timm":
         import timm
 
         return tuple(timm.list_models())
+    if library == "cifar":
+        return tuple(f"resnet{depth}" for depth in CIFAR_DEPTHS)
     return _PYTORCHVIDEO_NETS if library else tuple(f"resnet2d3d{depth}" for depth in DEPTHS)
 
 
@@ -101,11 +117,20 @@ def _unknown(name: str) -> str:
 
 
 def _ours(name: str, pretrained: bool) -> Encoder:
+    _refuse_pretrained(name, pretrained)
+    return ResNet2d3d(int(name.removeprefix("resnet2d3d")))
+
+
+def _cifar(name: str, pretrained: bool) -> Encoder:
+    _refuse_pretrained(f"cifar:{name}", pretrained)
+    return cifar_resnet(int(name.removeprefix("resnet")))
+
+
+def _refuse_pretrained(name: str, pretrained: bool) -> None:
     if pretrained:
         raise ConfigError(
             f"{name} has no weights of its own to start from; give a checkpoint instead"
         )
-    return ResNet2d3d(int(name.removeprefix("resnet2d3d")))
 
 
 # --------------------------------------------------------------------------------- torchvision
@@ -117,117 +142,17 @@ def _torchvision(name: str, pretrained: bool) -> Encoder:
     net = models.get_model(name, weights="DEFAULT" if pretrained else None)
     if name.startswith("mvit"):
         return TorchvisionMvit(net)
-    if name.startswith("swin3d"):
-        parts = {
-            part: getattr(net, part) for part in ("patch_embed", "pos_drop", "features", "norm")
-        }
-        return ChainEncoder({**parts, "to_map": ChannelsFirst()})
-    return ChainEncoder({part: getattr(net, part) for part in _TORCHVISION_BODIES[name]})
+    if body := _family(name, _VIDEO_BODIES):
+        parts = {part: getattr(net, part) for part in body}
+        return VideoChain(parts | {"to_map": ChannelsFirst()} if "swin3d" in name else parts)
+    parts = {part: getattr(net, part) for part in _family(name, _IMAGE_BODIES) or ()}
+    # DenseNet's last ReLU stands in its forward, not among its children.
+    return ImageChain(parts | {"relu": nn.ReLU()} if "densenet" in name else parts)
 
 
-class ChainEncoder(Encoder):
-    """Parts of a library's network in a row, under the names they have there."""
-
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.feature_dim = _channels_out(self)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        x = clips
-        for part in self.children():
-            x = part(x)
-        return x
-
-
-class ChannelsFirst(nn.Module):
-    """(B, t, h, w, D) -> (B, D, t, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t h w d -> b d t h w")
-
-
-def _channels_out(body: nn.Module) -> int:
-    """Channels of the map that ``body`` makes of a clip, found without computing anything."""
-    shadow = copy.deepcopy(body).to("meta").eval()
-    return int(shadow(torch.empty(1, 3, 16, 64, 64, device="meta")).shape[1])
-
-
-class MvitEncoder(Encoder, abc.ABC):
-    """A multiscale vision transformer, whose tokens after the last block are laid out as a map.
-
-    Its position tables fix the clip size (T, H, W): any other raises ClipSizeError.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, clip_size: Triple, grid: Triple, width: int) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.clip_size = clip_size
-        self.grid = grid
-        self.feature_dim = width
-
-    def forward(self, clips: Tensor) -> Tensor:
-        if tuple(clips.shape[2:]) != self.clip_size:
-            raise ClipSizeError(
-                f"{self.name} takes clips of (T, H, W) = {self.clip_size} only, got "
-                f"{tuple(clips.shape[2:])}: change the clips, or take a convolutional encoder"
-            )
-        tokens, grid = self.embed(clips), self.grid
-        for block in self.blocks:
-            tokens, grid = block(tokens, grid)
-        t, h, w = grid
-        # The first token is the classifier's, not a place in the clip.
-        return rearrange(self.normalise(tokens)[:, 1:], "b (t h w) d -> b d t h w", t=t, h=h, w=w)
-
-    @abc.abstractmethod
-    def embed(self, clips: Tensor) -> Tensor:
-        """Clips -> tokens (B, 1 + t*h*w, D) with their positions."""
-
-    @abc.abstractmethod
-    def normalise(self, tokens: Tensor) -> Tensor:
-        """The norm after the last block."""
-
-
-class TorchvisionMvit(MvitEncoder):
-    """torchvision's mvit_v1_b and mvit_v2_s."""
-
-    def __init__(self, net: Any) -> None:
-        positions = net.pos_encoding
-        patch = net.conv_proj
-        grid = (positions.temporal_size, *positions.spatial_size)
-        width = net.norm.normalized_shape[0]
-        super().__init__(net.blocks, _clip_size(grid, patch.stride), grid, width)
-        self.conv_proj, self.pos_encoding, self.norm = patch, positions, net.norm
-
-    def embed(self, clips: Tensor) -> Tensor:
-        return self.pos_encoding(rearrange(self.conv_proj(clips), "b d t h w -> b (t h w) d"))
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)
-
-
-class PytorchvideoMvit(MvitEncoder):
-    """pytorchvideo's mvit_base_16x4 and mvit_base_32x3."""
-
-    def __init__(self, net: Any) -> None:
-        positions = net.cls_positional_encoding
-        patch = net.patch_embed
-        grid = tuple(positions.patch_embed_shape)
-        width = net.norm_embed.normalized_shape[0]
-        super().__init__(net.blocks, _clip_size(grid, patch.patch_model.stride), grid, width)
-        self.patch_embed, self.cls_positional_encoding = patch, positions
-        self.norm_embed = net.norm_embed
-
-    def embed(self, clips: Tensor) -> Tensor:
-        return self.cls_positional_encoding(self.patch_embed(clips))
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        return self.norm_embed(tokens)
-
-
-def _clip_size(grid: Triple, stride: Triple) -> Triple:
-    return (grid[0] * stride[0], grid[1] * stride[1], grid[2] * stride[2])
+def _family(name: str, bodies: Mapping[str, Body]) -> Body | None:
+    """The entry whose key is the beginning of ``name``, up to its number or variant."""
+    return next((b for family, b in bodies.items() if re.match(rf"{family}\d*(_|$)", name)), None)
 
 
 # -------------------------------------------------------------------------------- pytorchvideo
@@ -239,7 +164,7 @@ def _pytorchvideo(name: str, pretrained: bool) -> Encoder:
     net = getattr(hub, name)(pretrained=pretrained)
     if name.startswith("mvit"):
         return PytorchvideoMvit(net)
-    return ChainEncoder({"blocks": nn.Sequential(*net.blocks[:-1])})  # the last one is the head
+    return VideoChain({"blocks": nn.Sequential(*net.blocks[:-1])})  # the last one is the head
 
 
 # ---------------------------------------------------------------------------------------- timm
@@ -252,11 +177,11 @@ def _timm(name: str, pretrained: bool) -> Encoder:
         net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"timm:{name} cannot serve as an encoder: {error}") from error
-    return FrameEncoder(net)
+    return TimmEncoder(net)
 
 
-class FrameEncoder(Encoder):
-    """An image network of timm, run on every frame by itself: t = T."""
+class TimmEncoder(ImageEncoder):
+    """An image network of timm that gives its last map."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -264,14 +189,12 @@ class FrameEncoder(Encoder):
         self.feature_dim = int(net.feature_info.channels()[-1])
         self._channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
 
-    def forward(self, clips: Tensor) -> Tensor:
-        frames = rearrange(clips, "b c t h w -> (b t) c h w")
+    def encode_images(self, images: Tensor) -> Tensor:
         try:
-            maps = self.frames(frames)[-1]
+            maps = self.frames(images)[-1]
         except AssertionError as error:  # timm's way of saying that the size does not fit
             raise ClipSizeError(f"{self.name} does not take these frames: {error}") from error
-        pattern = "(b t) h w d -> b d t h w" if self._channels_last else "(b t) d h w -> b d t h w"
-        return rearrange(maps, pattern, b=len(clips))
+        return rearrange(maps, "b h w d -> b d h w") if self._channels_last else maps
 
 
 _BUILDERS: dict[str, Callable[[str, bool], Encoder]] = {
@@ -279,4 +202,5 @@ _BUILDERS: dict[str, Callable[[str, bool], Encoder]] = {
     "torchvision": _torchvision,
     "pytorchvideo": _pytorchvideo,
     "timm": _timm,
+    "cifar": _cifar,
 }

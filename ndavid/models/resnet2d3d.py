@@ -71,6 +71,7 @@ class ResNet2d3d(Encoder):
         _initialise(self)
 
     def forward(self, clips: Tensor) -> Tensor:
+        self.require_clips(clips)
         x = self.maxpool(self.relu(self.bn1(self.conv1(clips))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 

@@ -34,6 +34,16 @@ def test_encoder_features_are_the_mean_of_the_map() -> None:
         torch.testing.assert_close(model.features(video), encoder(video).mean((2, 3, 4)))
 
 
+def test_image_features_are_the_mean_of_the_map() -> None:
+    encoder = build_encoder("cifar:resnet20")
+    model = EncoderClassifier(encoder, 4).eval()
+    images, video = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.features(images), encoder(images).mean((2, 3)))
+        torch.testing.assert_close(model.features(video), encoder(video).mean((2, 3, 4)))
+        assert model(images).shape == (2, 4)
+
+
 def models() -> list[DpcClassifier | EncoderClassifier]:
     torch.manual_seed(0)
     encoder = build_encoder("resnet2d3d10")
