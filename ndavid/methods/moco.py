@@ -84,11 +84,6 @@ class MocoMethod(nn.Module):
         """The submodules worth ``torch.compile``: both encoders."""
         return (self.moco.encoder, self.moco.key_encoder)
 
-    @property
-    def num_views(self) -> int:
-        """Views of each sample that a step needs: two, or three for ``nda.view=fresh``."""
-        return 3 if self.operation is not None and self.nda.view == "fresh" else 2
-
     def features(self, pixels: Tensor) -> Tensor:
         """Images or clips, uint8 (B, C, [T,] H, W) -> what evaluations see, (B, feature_dim)."""
         return pool(self.moco.encoder(self.pixels(pixels)))
@@ -131,12 +126,13 @@ class MocoMethod(nn.Module):
             views = batch["views"].unbind(dim=1)
         elif self.augment is not None:
             pixels = batch["image"] if "image" in batch else batch["video"]
-            views = tuple(self.augment(pixels, generator) for _ in range(self.num_views))
+            views = tuple(self.augment(pixels, generator) for _ in range(self.nda.num_views))
         else:
             raise ValueError("a batch has no views, and no augmentation was given to make them")
-        if len(views) < self.num_views:
-            raise ValueError(f"{len(views)} views a sample are given, {self.num_views} are needed")
-        return [self.pixels(view) for view in views[: self.num_views]]
+        needed = self.nda.num_views
+        if len(views) < needed:
+            raise ValueError(f"{len(views)} views a sample are given, {needed} are needed")
+        return [self.pixels(view) for view in views[:needed]]
 
     def _break(
         self, views: Sequence[Tensor], query: int, key: int, generator: torch.Generator | None

@@ -108,6 +108,11 @@ class MocoNdaConfig(NegativesConfig):
     """Statistics that batch norm uses on broken samples: their own, the running ones of true
     samples, or those of true and broken ones in one forward."""
 
+    @property
+    def num_views(self) -> int:
+        """Views of each sample that a step needs."""
+        return 3 if self.view == "fresh" and self.spec.strip() else 2
+
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value in choices:

@@ -1,0 +1,114 @@
+"""Pretrain an encoder of images or of clips with MoCo, with or without negative data augmentation.
+
+    accelerate launch recipes/pretrain_moco.py \\
+        --config recipes/configs/moco/cifar10_resnet18_nda-jigsaw.yaml \\
+        --data.images.root data/cifar10 --run.output runs/cifar10-jigsaw
+
+For clips give ``--data.video.manifest``. Any key can be set on the command line (``--nda.spec
+jigsaw:grid=3``); ``--help`` lists them. A run that was stopped goes on when the command is given
+again. Several CPU processes: ``torchrun``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ndavid.collectives import rank
+from ndavid.config import parse, run_main, to_yaml
+from ndavid.data.transforms import AugmentConfig
+from ndavid.data.video import collate
+from ndavid.data.views import TrainingViews, ViewsDataConfig, open_views
+from ndavid.engine.optim import OptimConfig
+from ndavid.engine.rng import seeded
+from ndavid.engine.runner import RunConfig, fit
+from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
+from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
+from ndavid.methods.moco import MocoMethod, warn_of_long_queue
+from ndavid.methods.nda_config import MocoNdaConfig
+from ndavid.models.moco import MocoConfig
+from ndavid.nda.preview import preview
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """How queries meet keys."""
+
+    temperature: float = 0.2
+    """Divides the cosines (MoCo v2's)."""
+    symmetric: bool = False
+    """Each view is a query and a key once."""
+
+
+@dataclass(kw_only=True)
+class PretrainMocoConfig:
+    """Everything that decides a MoCo pretraining run."""
+
+    data: ViewsDataConfig = field(default_factory=ViewsDataConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(preset="moco_v2"))
+    model: MocoConfig = field(default_factory=MocoConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    nda: MocoNdaConfig = field(default_factory=MocoNdaConfig)
+    monitor: KnnMonitorConfig = field(default_factory=KnnMonitorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def build_monitor(config: PretrainMocoConfig, data: TrainingViews) -> KnnMonitor:
+    """kNN accuracy on training samples, every few epochs."""
+    return KnnMonitor(
+        config.monitor,
+        data.plain,
+        data.labels,
+        group_of=data.groups,
+        seed=config.run.seed,
+        last_epoch=config.run.epochs,
+    )
+
+
+def draw_negatives(method: MocoMethod, data: TrainingViews, output: Path) -> list[Picture]:
+    """Writes what the run's op does to training samples; nothing for a run without NDA."""
+    if method.operation is None:
+        return []
+    samples = [data.plain[index] for index in (0, len(data.plain) // 2)]
+    key = data.plain.pixel_key
+    picture = output / "negatives.png"
+    preview(torch.stack([sample[key] for sample in samples]), [method.operation]).save(picture)
+    return [Picture(title="The negatives", image=picture, caption=method.nda.spec)]
+
+
+def main() -> None:
+    config = parse(PretrainMocoConfig, sys.argv[1:], description=__doc__ or "")
+    data = open_views(config.data, config.augment, config.nda.num_views)
+    if rank() == 0:
+        print(data.summary)
+    warn_of_long_queue(config.model.queue_size, len(data.dataset))
+    with seeded(config.run.seed, "init"):
+        method = MocoMethod(
+            config.model,
+            config.nda,
+            temperature=config.objective.temperature,
+            symmetric=config.objective.symmetric,
+            augment=data.augment,
+        )
+    result = fit(
+        method,
+        data.dataset,
+        run=config.run,
+        optim=config.optim,
+        config_yaml=to_yaml(config),
+        collate=collate,
+        on_epoch_end=build_monitor(config, data),
+    )
+    if rank() == 0:
+        curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
+        pictures = draw_negatives(method, data, result.output)
+        page = Report(title=f"MoCo: {result.output.name}", curves=curves, pictures=pictures)
+        print(write_report(page, result.output / "report.html"))
+
+
+if __name__ == "__main__":
+    run_main(main)
