@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from ndavid.errors import CheckpointError
 
+# Under these names methods keep a slowly moving copy of their encoder, which is never meant: ours,
+# the original MoCo's, and those that averaging goes by.
+_COPIES = frozenset({"key_encoder", "encoder_k", "momentum_encoder", "ema", "model_ema"})
+
 
 @dataclass(frozen=True)
 class KeyReport:
@@ -101,17 +105,23 @@ def compare(
 
 
 def find_prefix(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """The one prefix under which most of the model's keys are found ("dpc.encoder.", "", ...)."""
+    """The one prefix under which most of the model's keys are found ("dpc.encoder.", "", ...).
+
+    A momentum copy ("moco.key_encoder.", "module.encoder_k.") is never the one.
+    """
     wanted = list(model.state_dict())
     candidates = {
         prefix: None
         for name in (wanted[0], wanted[-1])
         for key in state_dict
-        if key.endswith(name) and (not (prefix := key.removesuffix(name)) or prefix[-1] == ".")
+        if key.endswith(name) and _may_be_meant(prefix := key.removesuffix(name))
     }
-    # The first of equals: a method's own network comes before its momentum copy.
     found = {prefix: sum(prefix + name in state_dict for name in wanted) for prefix in candidates}
     return max(found, key=found.__getitem__, default="")
+
+
+def _may_be_meant(prefix: str) -> bool:
+    return not prefix or (prefix[-1] == "." and _COPIES.isdisjoint(prefix.split(".")))
 
 
 def _offered(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

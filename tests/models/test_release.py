@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.errors import CheckpointError
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import EncoderClassifier
 from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import find_prefix
 from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
@@ -37,14 +39,19 @@ def dpc() -> DPC:
 
 def write_run(run: Path, dpc: DPC, step: int, *, complete: bool = True) -> Path:
     """A run's folder as the engine leaves it, for a method that holds ``dpc``."""
+    config = "dpc:\n  encoder: resnet2d3d10\n  num_blocks: 3\n  block_len: 5\n  pred_steps: 1\n"
+    state = {f"dpc.{key}": value for key, value in dpc.state_dict().items()}
+    return write_state(run, state, config, step, complete=complete)
+
+
+def write_state(
+    run: Path, state: dict[str, Tensor], config: str, step: int, *, complete: bool = True
+) -> Path:
+    """A run's folder with one checkpoint of a method's ``state``."""
     folder = run / "checkpoints" / f"step_{step}"
     folder.mkdir(parents=True)
-    state = {f"dpc.{key}": value.contiguous() for key, value in dpc.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (run / "config.yaml").write_text(
-        "dpc:\n  encoder: resnet2d3d10\n  num_blocks: 3\n  block_len: 5\n  pred_steps: 1\n"
-        "run:\n  epochs: 1\n"
-    )
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / MODEL_FILE)
+    (run / "config.yaml").write_text(config + "run:\n  epochs: 1\n")
     if complete:
         complete_run(folder, step)
     return folder
@@ -165,6 +172,43 @@ def test_averaged_weights_are_those_of_their_file(tmp_path: Path, dpc: DPC) -> N
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no averaged weights"):
         load_dpc(tmp_path / "weights.pth", weights="ema")
+
+
+def moco_state(query: Encoder, key: Encoder) -> dict[str, Tensor]:
+    """What a MoCo method saves, its copy first."""
+    state = {f"moco.key_encoder.{k}": v for k, v in key.state_dict().items()}
+    state |= {f"moco.encoder.{k}": v for k, v in query.state_dict().items()}
+    for head in ("head", "key_head"):
+        state[f"moco.{head}.0.weight"] = torch.randn(64, 64)
+    return state | {"moco.queue": torch.randn(8, 16), "moco.queue_pointer": torch.tensor(3)}
+
+
+MOCO_CONFIG = "model:\n  encoder: {name}\n  queue_size: 8\n  momentum: 0.999\nnda:\n  spec: ''\n"
+
+
+@pytest.mark.parametrize("name", ["cifar:resnet20", "torchvision:resnet18", "timm:test_resnet"])
+def test_of_a_moco_run_the_query_encoder_is_taken(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    query, key = build_encoder(name), build_encoder(name)
+    images = torch.randn(2, 3, 32, 32)
+    query(images)  # running statistics that are not the initial ones
+    state = moco_state(query, key)
+    folder = write_state(tmp_path, state, MOCO_CONFIG.format(name=name), 5)
+    for path in (tmp_path, folder, folder / MODEL_FILE):
+        encoder = load_encoder(path)
+        assert not encoder.training and encoder.name == name
+        assert torch.equal(encoder(images), query.eval()(images))
+    for order in (state, dict(reversed(state.items()))):
+        assert find_prefix(query, order) == "moco.encoder."
+
+
+@pytest.mark.parametrize("copy", ["moco.key_encoder", "module.encoder_k", "ema.encoder"])
+def test_a_momentum_copy_alone_is_refused(tmp_path: Path, copy: str) -> None:
+    name = "cifar:resnet20"
+    state = {f"{copy}.{k}": v for k, v in build_encoder(name).state_dict().items()}
+    folder = write_state(tmp_path, state, MOCO_CONFIG.format(name=name), 5)
+    with pytest.raises(CheckpointError, match=r"0\.0% of the model's keys"):
+        load_encoder(folder)
 
 
 def test_a_prefix_is_whole_names() -> None:
