@@ -1,34 +1,26 @@
-"""Positive augmentation of clips: one draw for all frames, on uint8, before batching.
+"""Augmentation of one clip at a time, in workers: one draw for all frames, uint8 in and out.
 
-A preset names a recipe; any of its numbers can be overridden in the config:
-
-    dpc       pretraining on UCF101 (Han, Xie, Zisserman 2019): flip, a square crop of 224/240 of
-              the short side, resize, gray frames, colour jitter in every frame anew.
-    dpc_k400  the same with a random resized crop of half to all of the area.
-    finetune  random resized crop, flip, colour jitter in 30% of the clips, alike in all frames.
-    none      short side to `size`, centre crop: what evaluation sees.
-
-Differences from the paper's code: resizing is bilinear with antialiasing, not nearest; the crop is
-relative to the short side, so that any stored size will do; a crop's shape is drawn evenly in the
-logarithm of its ratio (torchvision's way); of the jitter, colour.py tells.
-
-Cropping comes before resizing and all else after it, on a fraction of the pixels.
+augment_config.py has the recipes, augment_draws.py draws. Images are clips of one frame. Cropping
+comes before resizing and all else after it, on a fraction of the pixels. batch_augment.py does the
+same to whole batches on the device.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from ndavid.data.colour import ColourParams, jitter_colours
+from ndavid.data.augment_config import AugmentConfig, resolve
+from ndavid.data.augment_draws import Boxes, draw
+from ndavid.data.colour import jitter_colours
+from ndavid.data.resampling import blurred
 from ndavid.errors import ConfigError
 
-Preset = Literal["dpc", "dpc_k400", "finetune", "none"]
+__all__ = ["AugmentConfig", "ClipTransform", "eval_transform", "resolve", "train_transform"]
 
 
 class ClipTransform(Protocol):
@@ -38,75 +30,6 @@ class ClipTransform(Protocol):
         """uint8 (T, C, H, W) -> uint8 (T, C, size, size); centred and unchanged in colour
         without a generator.
         """
-
-
-@dataclass(kw_only=True)
-class AugmentConfig:
-    """How training clips are augmented. `None` means: as the preset has it.
-
-    Attributes:
-        preset: the recipe the other keys override.
-        size: side of the square output, in pixels.
-        crop: "square" cuts a square whose side is a fraction of the short side, "area" a rectangle
-            that is a fraction of the area, "centre" the middle square.
-        crop_scale: [lowest, highest] fraction, of the side ("square") or of the area ("area").
-        crop_ratio: [lowest, highest] width / height of an "area" crop.
-        flip: probability of mirroring the clip; 0 where left and right are classes.
-        gray: probability that a frame becomes one of its colour channels.
-        jitter: probability of colour jitter.
-        brightness, contrast, saturation: factors are drawn from [1 - x, 1 + x].
-        hue: the shift is drawn from [-x, x], in turns of the colour circle; at most 0.5.
-        per_frame_jitter: draw gray and jitter for every frame anew (DPC) or once a clip.
-    """
-
-    preset: Preset = "dpc"
-    size: int = 128
-    crop: Literal["square", "area", "centre"] | None = None
-    crop_scale: list[float] | None = None
-    crop_ratio: list[float] | None = None
-    flip: float | None = None
-    gray: float | None = None
-    jitter: float | None = None
-    brightness: float | None = None
-    contrast: float | None = None
-    saturation: float | None = None
-    hue: float | None = None
-    per_frame_jitter: bool | None = None
-
-
-_DPC = AugmentConfig(
-    crop="square",
-    crop_scale=[224 / 240, 224 / 240],
-    crop_ratio=[1.0, 1.0],
-    flip=0.5,
-    gray=0.5,
-    jitter=1.0,
-    brightness=0.5,
-    contrast=0.5,
-    saturation=0.5,
-    hue=0.25,
-    per_frame_jitter=True,
-)
-_DPC_K400 = replace(_DPC, crop="area", crop_scale=[0.5, 1.0], crop_ratio=[3 / 4, 4 / 3])
-_FINETUNE = replace(_DPC_K400, gray=0.0, jitter=0.3, per_frame_jitter=False)
-_NONE = replace(_FINETUNE, crop="centre", flip=0.0, jitter=0.0)
-_PRESETS = {"dpc": _DPC, "dpc_k400": _DPC_K400, "finetune": _FINETUNE, "none": _NONE}
-
-
-def resolve(config: AugmentConfig) -> AugmentConfig:
-    """The config with every key that was left open filled in from its preset, and checked.
-
-    Raises:
-        ConfigError: an unknown preset, or a value out of its range.
-    """
-    if config.preset not in _PRESETS:
-        names = ", ".join(_PRESETS)
-        raise ConfigError(f"no augmentation preset {config.preset!r}: choose from {names}")
-    preset = _PRESETS[config.preset]
-    open_keys = [f.name for f in fields(config) if getattr(config, f.name) is None]
-    filled = replace(config, **{name: getattr(preset, name) for name in open_keys})
-    _check(filled)
-    return filled
 
 
 def train_transform(config: AugmentConfig) -> ClipTransform:
@@ -129,13 +52,14 @@ class _TrainTransform:
         size = self.config.size
         if generator is None:
             return _square_at(_short_side_to(clip, size), size, 0.5)
-        mirrored = _uniform(generator) < _value(self.config.flip)
-        clip = _crop(clip, self.config, generator)
-        clip = F.resize(clip, [size, size], antialias=True)
-        colours = _draw_colours(len(clip), self.config, generator)
-        if colours is not None:
-            clip = jitter_colours(clip, colours)
-        return F.horizontal_flip(clip) if mirrored else clip
+        draws = draw(self.config, (1, len(clip), *clip.shape[-2:]), generator)
+        clip = F.resize(_cut(clip, draws.boxes), [size, size], antialias=True)
+        if draws.colours is not None:
+            clip = jitter_colours(clip, draws.colours)
+        if draws.sigma is not None:
+            soft = blurred(clip.float().unsqueeze(0), draws.sigma, draws.blur_radius)
+            clip = soft[0].add_(0.5).to(torch.uint8)
+        return F.horizontal_flip(clip) if draws.mirrored.item() else clip
 
 
 def eval_transform(size: int, crops: int = 1) -> _EvalTransform:
@@ -175,92 +99,7 @@ def _square_at(clip: Tensor, size: int, place: float) -> Tensor:
     return clip[..., top : top + size, left : left + size]
 
 
-def _crop(clip: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """A view of the part of the clip that `config.crop` asks for."""
-    height, width = clip.shape[-2:]
-    if config.crop == "centre":
-        return _square_at(clip, min(height, width), 0.5)
-    if config.crop == "square":
-        h = w = max(1, round(min(height, width) * _uniform(generator, config.crop_scale)))
-    else:
-        h, w = _area_box(height, width, config, generator)
-    top = _randint(height - h, generator)
-    left = _randint(width - w, generator)
-    return clip[..., top : top + h, left : left + w]
-
-
-def _area_box(
-    height: int, width: int, config: AugmentConfig, generator: torch.Generator
-) -> tuple[int, int]:
-    """(height, width) of a box with a random share of the area, as RandomResizedCrop draws it."""
-    for _ in range(10):
-        area = height * width * _uniform(generator, config.crop_scale)
-        ratio = math.exp(_uniform(generator, [math.log(r) for r in config.crop_ratio or [1, 1]]))
-        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-        if 0 < h <= height and 0 < w <= width:
-            return h, w
-    side = min(height, width)  # no box of that shape fits: the largest square does
-    return side, side
-
-
-def _draw_colours(
-    num_frames: int, config: AugmentConfig, generator: torch.Generator
-) -> ColourParams | None:
-    """Colour parameters for every frame, or None where nothing would change."""
-    draws = num_frames if config.per_frame_jitter else 1
-
-    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(draws, generator=generator)
-
-    channel = torch.randint(3, (draws,), generator=generator)
-    gray = torch.where(uniform() < _value(config.gray), channel, -1)
-    jittered = uniform() < _value(config.jitter)
-
-    def factor(strength: float | None) -> Tensor:
-        drawn = uniform(max(0.0, 1 - _value(strength)), 1 + _value(strength))
-        return torch.where(jittered, drawn, 1.0)
-
-    brightness = factor(config.brightness)
-    contrast = factor(config.contrast)
-    saturation = factor(config.saturation)
-    hue = torch.where(jittered, uniform(-_value(config.hue), _value(config.hue)), 0.0)
-    if not (jittered.any() or (gray >= 0).any()):
-        return None
-    values = (brightness, contrast, saturation, hue, gray)
-    return ColourParams(*(value.expand(num_frames) for value in values))
-
-
-def _check(config: AugmentConfig) -> None:
-    """Raises ConfigError for a value out of its range; no key may be open."""
-    if config.size < 1:
-        raise ConfigError(f"size must be at least 1, got {config.size}")
-    if config.crop not in ("square", "area", "centre"):
-        raise ConfigError(f"no crop {config.crop!r}: choose square, area or centre")
-    for name in ("flip", "gray", "jitter"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"{name} is a probability, got {getattr(config, name)}")
-    for name in ("brightness", "contrast", "saturation"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} must not be negative, got {getattr(config, name)}")
-    if not 0 <= _value(config.hue) <= 0.5:
-        raise ConfigError(f"hue must lie between 0 and 0.5 turns, got {config.hue}")
-    for name, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
-        ends = getattr(config, name)
-        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= highest:
-            raise ConfigError(f"{name} must be [lowest, highest] inside (0, {highest}], got {ends}")
-
-
-def _value(number: float | None) -> float:
-    """A key of a resolved config, in which none is open."""
-    assert number is not None
-    return number
-
-
-def _uniform(generator: torch.Generator, ends: list[float] | None = None) -> float:
-    low, high = ends or (0.0, 1.0)
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def _randint(highest: int, generator: torch.Generator) -> int:
-    """0 to `highest`, both possible."""
-    return int(torch.randint(highest + 1, (), generator=generator))
+def _cut(clip: Tensor, boxes: Boxes) -> Tensor:
+    """The part of the clip inside the only box."""
+    top, left, height, width = (int(side) for side in boxes)
+    return clip[..., top : top + height, left : left + width]
