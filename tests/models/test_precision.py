@@ -176,6 +176,36 @@ def test_every_layer_of_an_encoder_has_the_right_gradient(
     assert worst_weight_gradient(model, clips, autocast=not pure) < BF16_ROUNDING
 
 
+# Image networks down to maps of one pixel, where oneDNN's 2D kernels go wrong; depthwise, grouped
+# and strided convolutions of 3x3, 5x5, 7x7 and, in ConvNeXt, 4x4 and 2x2.
+IMAGE_ENCODERS = [
+    ("cifar:resnet20", 32),
+    ("cifar:resnet18", 8),
+    ("torchvision:resnet18", 32),
+    ("torchvision:resnet50", 32),
+    ("torchvision:mobilenet_v3_small", 32),
+    ("torchvision:regnet_y_400mf", 32),
+    ("timm:convnext_atto", 32),
+    ("timm:test_efficientnet", 32),
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("name", "size"), IMAGE_ENCODERS)
+def test_every_layer_of_an_image_encoder_has_the_right_gradient(
+    name: str, size: int, channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    model = awaken(build_encoder(name))
+    images = torch.randn(4, 3, size, size)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(isinstance(conv, GuardedConv2d) for conv in convolutions)
+    assert worst_weight_gradient(model, images, autocast=True) < BF16_ROUNDING
+
+
 @pytest.mark.parametrize("encoder", ["resnet2d3d10", "resnet2d3d18"])
 def test_every_gradient_of_dpc_is_near_float32(encoder: str) -> None:
     torch.manual_seed(0)
