@@ -76,6 +76,11 @@ def load_dpc_classifier_release(
     return _filled(DpcClassifier(config, num_classes, dropout=dropout), weights, source)
 
 
+def is_dpc_release(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of the original DPC code, going by how its keys begin."""
+    return any(_our_name(key.removeprefix("module.")) is not None for key in state)
+
+
 def _translated(source: Source) -> dict[str, Tensor]:
     """The state dict of ``source`` under our names."""
     if isinstance(source, Mapping):

@@ -3,7 +3,7 @@
 A saved folder holds ``config.json`` (under ``encoder`` the name that ``build_encoder`` takes, for a
 DPC its whole config) and ``model.safetensors``; the Hub takes it as it is. A run of ours is read
 too: its folder (the newest whole checkpoint), or one checkpoint's folder, after verifying digests.
-Files of the original DPC code are read by ``original_dpc``.
+Files of the original DPC and MoCo codes are read by ``original_dpc`` and ``original_moco``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import KeyReport, find_prefix, load_matching
-from ndavid.models.original_dpc import load_dpc_classifier_release, load_dpc_release
+from ndavid.models.original_dpc import (
+    is_dpc_release,
+    load_dpc_classifier_release,
+    load_dpc_release,
+)
+from ndavid.models.original_moco import is_moco_release, load_moco_release
 from ndavid.models.state_files import read_state_dict
 
 __all__ = [
@@ -44,6 +49,7 @@ __all__ = [
     "load_dpc_release",
     "load_encoder",
     "load_matching",
+    "load_moco_release",
     "save_pretrained",
 ]
 
@@ -77,7 +83,7 @@ def load_encoder(path: str | Path, *, weights: Weights = "model") -> Encoder:
 
     Args:
         path: a folder that :func:`save_pretrained` wrote, a run's folder or one of its
-            checkpoints, or a file of the original DPC.
+            checkpoints, or a file of the original DPC or MoCo. Of a MoCo, the query encoder.
         weights: ``ema`` for a run's averaged weights.
 
     Raises:
@@ -86,12 +92,25 @@ def load_encoder(path: str | Path, *, weights: Weights = "model") -> Encoder:
     """
     saved = _read(Path(path), weights)
     if saved is None:
-        return load_dpc_release(path).encoder
+        return _original_encoder(path)
     encoder = build_encoder(saved.encoder_name())
     if not any(key.endswith("running_mean") for key in saved.weights):
         drop_running_stats(encoder)
     load_matching(encoder, saved.weights, prefix=find_prefix(encoder, saved.weights))
     return encoder.eval()
+
+
+def _original_encoder(path: str | Path) -> Encoder:
+    """The encoder of a file that the original DPC or MoCo code wrote."""
+    state = read_state_dict(path)
+    if is_moco_release(state):
+        return load_moco_release(path)
+    if is_dpc_release(state):
+        return load_dpc_release(path).encoder
+    raise CheckpointError(
+        f"{path}: neither a checkpoint of the original DPC (backbone.*) nor one of the original "
+        f"MoCo (encoder_q.*): its keys begin with {next(iter(state))!r}"
+    )
 
 
 def load_dpc(path: str | Path, *, weights: Weights = "model") -> DPC:
