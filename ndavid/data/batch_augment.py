@@ -68,7 +68,8 @@ class BatchAugment:
         if draws.sigma is not None:
             chosen = draws.sigma.nonzero().flatten()
             sigma, index = draws.sigma[chosen].to(clips.device), chosen.to(clips.device)
-            clips[index] = blurred(clips[index], sigma, draws.blur_radius)
+            soft = blurred(clips.index_select(0, index), sigma, draws.blur_radius)
+            clips.index_copy_(0, index, soft)
         return clips
 
 

@@ -95,7 +95,7 @@ def _jitter_chunk(pixels: Tensor, params: ColourParams) -> Tensor:
     if len(coloured):
         turns = params.hue[coloured].to(pixels.device)
         coloured = coloured.to(pixels.device)
-        pixels[coloured] = _turn_hue(pixels[coloured], turns)
+        pixels.index_copy_(0, coloured, _turn_hue(pixels.index_select(0, coloured), turns))
     return pixels
 
 
