@@ -71,8 +71,9 @@ class SplitBatchNorm(_BatchNorm):
     """Batch norm over ``splits`` groups of the batch, as if each were on a device of its own.
 
     Sample i belongs to group i % splits. The running statistics move by the mean of the groups'.
-    In eval mode, and in its state dict, it is the plain layer. For any number of dimensions. What
-    timm hides in its batch norm, dropout and activation, is kept.
+    In eval mode, and in its state dict, it is the plain layer, whose parameters and buffers it
+    takes over. For any number of dimensions. What timm hides in its batch norm, dropout and
+    activation, is kept.
 
     Raises ValueError in training on a batch that the number of groups does not divide.
     """
@@ -86,9 +87,12 @@ class SplitBatchNorm(_BatchNorm):
             track_running_stats=layer.track_running_stats,
         )
         self.splits = splits
-        self.load_state_dict(layer.state_dict())
-        hidden = (getattr(layer, name, None) for name in ("drop", "act"))
-        self.after = nn.Sequential(*(part for part in hidden if part is not None))
+        self.weight, self.bias = layer.weight, layer.bias
+        self.running_mean, self.running_var = layer.running_mean, layer.running_var
+        self.num_batches_tracked = layer.num_batches_tracked
+        # Under timm's names: an activation's own parameters keep their place in the state dict.
+        self.drop = getattr(layer, "drop", nn.Identity())
+        self.act = getattr(layer, "act", nn.Identity())
         self.train(layer.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -96,8 +100,10 @@ class SplitBatchNorm(_BatchNorm):
             raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return self.after(super().forward(input))
+        normed = self._forward_split(input) if self.training else super().forward(input)
+        return self.act(self.drop(normed))
+
+    def _forward_split(self, input: Tensor) -> Tensor:
         batch, channels, *places = input.shape
         if batch % self.splits:
             raise ValueError(
@@ -105,20 +111,25 @@ class SplitBatchNorm(_BatchNorm):
             )
         # A group's channels become channels of their own: one call normalises all groups.
         grouped = input.reshape(batch // self.splits, self.splits * channels, *places)
-        mean, variance = (
-            None if stat is None or not self.track_running_stats else stat.repeat(self.splits)
-            for stat in (self.running_mean, self.running_var)
-        )
+        tracked = self.track_running_stats
+        mean = self._for_groups(self.running_mean if tracked else None)
+        variance = self._for_groups(self.running_var if tracked else None)
         out = F.batch_norm(
-            grouped, mean, variance, training=True, momentum=self._momentum(), eps=self.eps
+            grouped,
+            mean,
+            variance,
+            self._for_groups(self.weight),
+            self._for_groups(self.bias),
+            training=True,
+            momentum=self._momentum(),
+            eps=self.eps,
         )
         if mean is not None and variance is not None:
             self._keep(mean, variance)
-        out = out.reshape(input.shape)
-        if self.weight is not None:
-            shape = (1, channels, *[1] * len(places))
-            out = torch.addcmul(self.bias.view(shape), out, self.weight.view(shape))
-        return self.after(out)
+        return out.reshape(input.shape)
+
+    def _for_groups(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.repeat(self.splits)
 
     def _momentum(self) -> float:
         """The layer's momentum; None, a plain mean over all batches, depends on their number."""
