@@ -35,7 +35,7 @@ from ndavid.models.normalize import Normalize
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 """Pixels (B, C, [T,] H, W) and a CPU generator -> one augmented view of each."""
 
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 class MocoMethod(nn.Module):
@@ -96,20 +96,27 @@ class MocoMethod(nn.Module):
         ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
         the NDA weight's warm-up stands. Raises ValueError on a batch without the views it needs.
         """
-        views = self._views(batch, generator)
+        streams = _Streams(generator, _branch(generator))
+        views = self._views(batch, streams)
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
-        broken = [self._break(views, query, key, generator) for query, key in directions]
+        broken = [self._break(views, query, key, streams.nda) for query, key in directions]
         by_query = self.nda.encoder == "query"
 
-        def keys(pixels: Tensor) -> Tensor:
-            return self.moco.keys(pixels, generator)
+        def encode_queries(pixels: Tensor, _: torch.Generator | None) -> Tensor:
+            return self.moco.queries(pixels)
 
         queries, from_query = self._encode_each(
-            self.moco.queries, [views[q] for q, _ in directions], broken if by_query else None
+            encode_queries,
+            [views[q] for q, _ in directions],
+            broken if by_query else None,
+            streams,
         )
         self.moco.update_key_encoder()
         positives, from_key = self._encode_each(
-            keys, [views[k] for _, k in directions], None if by_query else broken
+            self.moco.keys,
+            [views[k] for _, k in directions],
+            None if by_query else broken,
+            streams,
         )
         negatives = from_query if by_query else from_key
         results = [
@@ -120,16 +127,17 @@ class MocoMethod(nn.Module):
             self.moco.enqueue(each)
         return _mean_outputs(results)
 
-    def _views(self, batch: dict[str, Tensor], generator: torch.Generator | None) -> list[Tensor]:
+    def _views(self, batch: dict[str, Tensor], streams: _Streams) -> list[Tensor]:
         """The normalised views, each (B, C, [T,] H, W)."""
+        needed = self.nda.num_views
         if "views" in batch:
             views = batch["views"].unbind(dim=1)
         elif self.augment is not None:
             pixels = batch["image"] if "image" in batch else batch["video"]
-            views = tuple(self.augment(pixels, generator) for _ in range(self.nda.num_views))
+            draws = (streams.plain, streams.plain, streams.nda)[:needed]
+            views = tuple(self.augment(pixels, each) for each in draws)
         else:
             raise ValueError("a batch has no views, and no augmentation was given to make them")
-        needed = self.nda.num_views
         if len(views) < needed:
             raise ValueError(f"{len(views)} views a sample are given, {needed} are needed")
         return [self.pixels(view) for view in views[:needed]]
@@ -151,26 +159,27 @@ class MocoMethod(nn.Module):
         return _Broken(tuple(made), torch.stack(active, dim=1))
 
     def _encode_each(
-        self, encode: Encode, true: Sequence[Tensor], broken: Sequence[_Broken] | None
+        self,
+        encode: Encode,
+        true: Sequence[Tensor],
+        broken: Sequence[_Broken] | None,
+        streams: _Streams,
     ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        """Vectors of the true pixels, and of what was broken, direction by direction."""
+        """Vectors (B, dim) of the true pixels, and of what was broken, direction by direction."""
         made = [()] * len(true) if broken is None else [each.pixels for each in broken]
-        encoded = [self._encode(encode, *both) for both in zip(true, made, strict=True)]
-        return [vectors for vectors, _ in encoded], [negatives for _, negatives in encoded]
-
-    def _encode(
-        self, encode: Encode, true: Tensor, broken: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Vectors (B, dim) of the true pixels and of each breaking, normed as ``nda.norm`` says."""
-        if not broken:
-            return encode(true), ()
         if self.nda.norm == "shared":
-            first, *others = encode(torch.cat([true, *broken])).split(len(true))
-            return first, tuple(others)
-        vectors = encode(true)
+            both = [
+                encode(torch.cat([one, *others]), streams.plain).split(len(one))
+                for one, others in zip(true, made, strict=True)
+            ]
+            return [vectors[0] for vectors in both], [vectors[1:] for vectors in both]
+        vectors = [encode(one, streams.plain) for one in true]
+        # After the last true ones: they move running statistics, which the backward pass of a
+        # forward that used them reads again.
         surroundings = running_statistics if self.nda.norm == "running" else without_stat_updates
         with surroundings(self.moco):
-            return vectors, tuple(encode(pixels) for pixels in broken)
+            negatives = [tuple(encode(one, streams.nda) for one in each) for each in made]
+        return vectors, negatives
 
     def _contrast(
         self,
@@ -199,6 +208,24 @@ class MocoMethod(nn.Module):
             nda_scale=self.nda.scale,
             nda_mask=mask,
         )
+
+
+class _Streams(NamedTuple):
+    """Where random numbers come from: NDA has its own, and leaves the others' as they are.
+
+    So that two runs that differ in NDA alone see the same views and the same shuffles.
+    """
+
+    plain: torch.Generator | None
+    nda: torch.Generator | None
+
+
+def _branch(generator: torch.Generator | None) -> torch.Generator | None:
+    """A new stream, seeded by the next number of ``generator``; None stays None."""
+    if generator is None:
+        return None
+    seed = torch.randint(2**62, (), generator=generator)
+    return torch.Generator().manual_seed(int(seed))
 
 
 class _Broken(NamedTuple):
