@@ -46,15 +46,20 @@ def open_archive(path: str | os.PathLike[str], split: str) -> MemoryImages | Enc
     Raises:
         DataError: no such archive or split, or arrays that contradict each other.
     """
+    source = read_archive(path, split)
+    return _decoded(source) or source
+
+
+def read_archive(path: str | os.PathLike[str], split: str) -> EncodedImages:
+    """The files of one split as they are stored. Raises DataError as `open_archive` does."""
     arrays = _load(Path(path), split)
-    source = EncodedImages(
+    return EncodedImages(
         torch.from_numpy(arrays["jpeg"]),
         torch.from_numpy(arrays["offsets"]),
         torch.from_numpy(arrays["labels"]),
         arrays["classes"].tolist(),
         origin=path,
     )
-    return _decoded(source) or source
 
 
 def write_archive(

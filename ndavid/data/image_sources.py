@@ -23,7 +23,11 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from ndavid.errors import DataError
 
-_JPEG_START = b"\xff\xd8\xff"
+# How every JPEG file begins.
+JPEG_START = b"\xff\xd8\xff"
+
+# What PIL raises on bad files, and on files of more pixels than it trusts.
+_PIL_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 # Images hashed at a time: a transposed set (STL-10) is copied only so far.
 _HASHED_TOGETHER = 1024
@@ -155,8 +159,11 @@ class FileImages:
         return len(self._paths)
 
     def read(self, index: int) -> Tensor:
-        path = self.name(index)
-        return decode_image(read_bytes(path), path)
+        return decode_image(self.content(index), self.name(index))
+
+    def content(self, index: int) -> Tensor:
+        """The file's bytes, uint8. Raises DataError for one that cannot be read."""
+        return read_bytes(self.name(index))
 
     def name(self, index: int) -> str:
         return os.fspath(self.folder / os.fsdecode(self._paths[index]))
@@ -200,8 +207,12 @@ class EncodedImages:
         return len(self.labels)
 
     def read(self, index: int) -> Tensor:
+        return decode_image(self.content(index), self.name(index))
+
+    def content(self, index: int) -> Tensor:
+        """The file's bytes, uint8."""
         start, stop = self.offsets[index : index + 2].tolist()
-        return decode_image(self.data[start:stop], self.name(index))
+        return self.data[start:stop]
 
     def name(self, index: int) -> str:
         return f"{self.origin}[{index}]"
@@ -218,7 +229,7 @@ def decode_image(content: Tensor, name: str) -> Tensor:
     """
     if content.numel() == 0:
         raise DataError(name, "the file is empty (0 bytes)")
-    if content[:3].numpy().tobytes() == _JPEG_START:
+    if content[:3].numpy().tobytes() == JPEG_START:
         try:
             return decode_jpeg(content, mode=ImageReadMode.RGB)
         except RuntimeError:  # PIL says better what is wrong, or reads it after all
@@ -230,7 +241,7 @@ def _decode_with_pil(content: Tensor, name: str) -> Tensor:
     try:
         with Image.open(io.BytesIO(content.numpy().tobytes())) as image:
             pixels = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # PIL raises all of them on bad files
+    except _PIL_ERRORS as error:
         reason = str(error).split(" <_io.")[0]  # an address in memory tells nobody anything
         raise DataError(name, f"cannot be read as an image: {reason}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import torch
 import torchvision.transforms.v2.functional as F
@@ -240,13 +239,13 @@ def _read_class_list(path: Path) -> list[str]:
 def _open_torchvision(config: ImageDataConfig, split: str) -> MemoryImages:
     try:
         return _OPENERS[config.source](config, split)
-    except (RuntimeError, URLError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError) as error:  # URLError is an OSError
         if config.download:
             reason = f"{config.source} could not be fetched or read: {error}"
         else:
             reason = (
-                f"{config.source} is not there, or its files fail their MD5; set data.download "
-                f"true to have torchvision fetch it, or unpack the official archive there ({error})"
+                f"{config.source} is not there, or its files are not the official ones (MD5); set "
+                "data.download true to let torchvision fetch it, or unpack its archive there"
             )
         raise DataError(config.root, reason) from error
 
