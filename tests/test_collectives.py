@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import ranks
 import torch
-import torch.distributed as dist
 
-from ndavid.collectives import gather_with_grad, gather_without_grad, rank, world_size
-
-TIMEOUT_SECONDS = 120
-
-
-def run_two_ranks(script: Path, output: Path) -> list[dict]:
-    """Runs ``script`` as rank 0 and 1 of a gloo group; returns what each saved to its file."""
-    processes = []
-    for index in range(2):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, str(script), str(index), str(output)]
-        processes.append(
-            subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        )
-    try:
-        texts = [p.communicate(timeout=TIMEOUT_SECONDS)[0].decode() for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, text in zip(processes, texts, strict=True):
-        assert process.returncode == 0, text
-    return [torch.load(output / f"rank{index}.pt", weights_only=True) for index in range(2)]
+from ndavid.collectives import (
+    broadcast_from_first,
+    gather_with_grad,
+    gather_without_grad,
+    rank,
+    world_size,
+)
 
 
-def one_rank(index: int, output: Path) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{output / 'store'}", rank=index, world_size=2
-    )
+def one_rank() -> dict:
+    index = rank()
     result: dict = {"rank": rank(), "world_size": world_size()}
 
     x = torch.arange(6.0).reshape(2, 3) + 100 * index
@@ -60,8 +38,14 @@ def one_rank(index: int, output: Path) -> None:
     older = other * 1.0
     ((gather_with_grad(y) + older) * weights).sum().backward()
     result["other_grad"] = other.grad
-    torch.save(result, output / f"rank{index}.pt")
-    dist.destroy_process_group()
+
+    # Rank 1 has drawn another order; a transposed tensor is not contiguous.
+    result["first"] = broadcast_from_first(x)
+    result["first_detached"] = not broadcast_from_first(x).requires_grad
+    result["first_transposed"] = broadcast_from_first(x.T)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(index))
+    result["order"], result["own_order"] = broadcast_from_first(order), order
+    return result
 
 
 def test_one_process_is_the_identity() -> None:
@@ -69,10 +53,11 @@ def test_one_process_is_the_identity() -> None:
     assert (rank(), world_size()) == (0, 1)
     assert gather_with_grad(x) is x
     assert not gather_without_grad(x).requires_grad
+    assert torch.equal(broadcast_from_first(x), x)
 
 
 def test_two_ranks_gather_values_and_gradients(tmp_path: Path) -> None:
-    results = run_two_ranks(Path(__file__), tmp_path)
+    results = ranks.run(Path(__file__), tmp_path)
     parts = [torch.arange(6.0).reshape(2, 3) + 100 * index for index in range(2)]
     weights = torch.arange(12.0).reshape(4, 3)
     for index, result in enumerate(results):
@@ -85,7 +70,11 @@ def test_two_ranks_gather_values_and_gradients(tmp_path: Path) -> None:
         # Both ranks' losses depend on this rank's x: weights * (1 + 2), this rank's rows.
         assert torch.equal(result["grad"], 3 * weights[2 * index : 2 * index + 2])
         assert torch.equal(result["other_grad"], (index + 1) * weights)
+        assert torch.equal(result["first"], parts[0]) and result["first_detached"]
+        assert torch.equal(result["first_transposed"], parts[0].T)
+        assert torch.equal(result["order"], results[0]["own_order"])
+    assert not torch.equal(results[1]["own_order"], results[1]["order"])
 
 
 if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), Path(sys.argv[2]))
+    ranks.serve(one_rank)
