@@ -9,9 +9,13 @@ import torch
 from torch import nn
 
 from ndavid.models.batchnorm import (
+    SplitBatchNorm,
+    batch_norms,
     drop_running_stats,
     freeze,
     has_running_stats,
+    running_statistics,
+    split_batch_norms,
     track_running_stats,
     without_stat_updates,
 )
@@ -123,3 +127,146 @@ def test_a_frozen_encoder_stands_still_inside_a_training_parent() -> None:
         assert same(statistics(network[0]), before)
         assert all(p.grad is None for p in network[0].parameters())
         assert network[1].training and network[1].weight.grad is not None
+
+
+# --- split batch norm ----------------------------------------------------------------------------
+
+SHAPES = {"features": (6, 4), "images": (6, 4, 3, 5), "clips": (6, 4, 2, 3, 5)}
+PLAIN = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def used_norm(dimensions: int, **options) -> nn.Module:
+    """A batch norm that has learnt something, so that no parameter or statistic is neutral."""
+    torch.manual_seed(1)
+    norm = PLAIN[dimensions](4, **options)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm(2 + 3 * torch.randn(SHAPES[{2: "features", 4: "images", 5: "clips"}[dimensions]]))
+    return norm
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("splits", [2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"eps": 0.5}],
+    ids=str,
+)
+def test_groups_are_normalised_as_by_separate_layers(shape, splits: int, options: dict) -> None:
+    norm = used_norm(len(shape), **options)
+    split = SplitBatchNorm(copy.deepcopy(norm), splits)
+    apart = [copy.deepcopy(norm) for _ in range(splits)]
+    x = (torch.randn(shape) + torch.arange(6.0).view(-1, *[1] * (len(shape) - 1))).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    weights = torch.randn(shape)
+    out = split(x)
+    (out * weights).sum().backward()
+    expected = torch.empty(shape)
+    for group, layer in enumerate(apart):
+        expected[group::splits] = layer(y[group::splits])
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(x.grad, y.grad)
+    for name, parameter in split.named_parameters():
+        gradient = sum(layer.get_parameter(name).grad for layer in apart)
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert dict(split.named_buffers()).keys() == dict(norm.named_buffers()).keys()
+    for name, buffer in split.named_buffers():
+        each = torch.stack([layer.get_buffer(name).float() for layer in apart])
+        torch.testing.assert_close(buffer.float(), each.mean(dim=0))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_in_eval_mode_it_is_the_plain_layer(shape) -> None:
+    norm = used_norm(len(shape)).eval()
+    split = SplitBatchNorm(copy.deepcopy(norm), 4)  # 4 does not divide the batch
+    assert not split.training
+    x = torch.randn(shape)
+    assert torch.equal(split(x), norm(x))
+    assert same(statistics(split), statistics(norm))
+
+
+def test_a_batch_that_does_not_split_is_refused_in_training() -> None:
+    split = SplitBatchNorm(nn.BatchNorm2d(4), 4)
+    with pytest.raises(ValueError, match="4 equal groups of a batch of 6"):
+        split(torch.randn(6, 4, 2, 2))
+
+
+def test_split_layers_use_and_spare_running_statistics_as_told() -> None:
+    split = nn.Sequential(SplitBatchNorm(used_norm(4), 2))
+    before, x = statistics(split), torch.randn(6, 4, 3, 5)
+    with without_stat_updates(split):
+        own = split(x)
+    with running_statistics(split):
+        running = split(x)
+    assert same(statistics(split), before) and split[0].training
+    torch.testing.assert_close(own, split(x))
+    assert not same(statistics(split), before)
+    split.eval()
+    assert not torch.equal(split(x), running)  # they have moved
+    split.load_state_dict(before, strict=False)
+    torch.testing.assert_close(split(x), running)
+
+
+@pytest.mark.parametrize("name", ["resnet2d3d10", "timm:efficientnet_lite0", "cifar:resnet20"])
+def test_every_layer_of_an_encoder_is_split_and_its_state_dict_stays(name: str) -> None:
+    """timm's layers hide an activation, without which the output would differ."""
+    torch.manual_seed(0)
+    # In double precision, on maps of some size: statistics of few values blow rounding errors up.
+    plain = build_encoder(name).double()
+    shape = (4, 3, 5, 64, 64) if name.startswith("resnet2d3d") else (4, 3, 96, 96)
+    pixels = torch.randn(shape, dtype=torch.float64)
+    plain(pixels)
+    split = split_batch_norms(copy.deepcopy(plain), 2)
+    assert [type(layer) for layer in batch_norms(split)] == [SplitBatchNorm] * len(
+        batch_norms(plain)
+    )
+    assert list(split.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        # In training two copies of a sample in other groups meet other company.
+        out = split(pixels[[0, 0, 1, 2]])
+        assert not torch.allclose(out[0], out[1], rtol=1e-3)
+        # And a batch whose groups are alike cannot tell that it was split.
+        twice = pixels[:2].repeat_interleave(2, dim=0)
+        both = [copy.deepcopy(net)(twice) for net in (split, plain)]
+        torch.testing.assert_close(*both)
+        split.load_state_dict(plain.state_dict())
+        assert torch.equal(split.eval()(pixels), plain.eval()(pixels))
+
+
+def test_a_frozen_layer_stays_frozen_and_an_activation_keeps_its_parameters() -> None:
+    from timm.layers import BatchNormAct2d
+
+    norm = BatchNormAct2d(4, act_layer=nn.PReLU)
+    norm.weight.requires_grad_(False)
+    nn.init.constant_(norm.act.weight, 0.5)
+    x = torch.randn(6, 4, 2, 2)
+    split = split_batch_norms(nn.Sequential(copy.deepcopy(norm)), 1)[0]
+    assert list(split.state_dict()) == list(norm.state_dict())
+    assert not split.weight.requires_grad and split.bias.requires_grad
+    torch.testing.assert_close(split(x), norm(x))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_half_precision_goes_through(splits: int) -> None:
+    norm = used_norm(4)
+    split = SplitBatchNorm(copy.deepcopy(norm), splits)
+    x = torch.randn(6, 4, 3, 5).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = split(x)
+        assert out.dtype == norm(x).dtype == torch.bfloat16
+    expected = SplitBatchNorm(used_norm(4), splits)(x.float())
+    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+    assert split.running_mean.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_split_on_a_gpu_as_on_the_cpu(dtype: torch.dtype) -> None:
+    x = torch.randn(6, 4, 3, 5)
+    on_cpu, on_gpu = SplitBatchNorm(used_norm(4), 3), SplitBatchNorm(used_norm(4), 3).cuda()
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        out = on_gpu(x.cuda().to(dtype).to(memory_format=torch.channels_last))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float().cpu(), on_cpu(x), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(on_gpu.running_var.cpu(), on_cpu.running_var, rtol=2e-2, atol=2e-2)
