@@ -9,14 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from ndavid.data.image_archive import PackedSplit
-from ndavid.data.image_sources import (
-    JPEG_START,
-    EncodedImages,
-    FileImages,
-    ImageSource,
-    decode_image,
-)
+from ndavid.data.image_sources import EncodedImages, FileImages, ImageSource, decode_image
 from ndavid.errors import DataError
+
+# How every JPEG file begins.
+_JPEG_START = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def _content(source: ImageSource, index: int, quality: int | None) -> tuple[byte
     stored = source.content(index)
     pixels = decode_image(stored, source.name(index))
     content = stored.numpy().tobytes()
-    if content.startswith(JPEG_START):
+    if content.startswith(_JPEG_START):
         return content, True
     return _encode(pixels, quality), False
 

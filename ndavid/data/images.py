@@ -260,7 +260,8 @@ def _open_cifar(config: ImageDataConfig, split: str) -> MemoryImages:
 def _open_stl10(config: ImageDataConfig, split: str) -> MemoryImages:
     found = datasets.STL10(config.root, split=split, download=config.download)
     # Kept transposed as in the file: the unlabelled part alone is 2.7 GB.
-    return _memory(config, torch.from_numpy(found.data), found.labels, found.classes)
+    names = getattr(found, "classes", [str(k) for k in range(10)])  # class_names.txt may be absent
+    return _memory(config, torch.from_numpy(found.data), found.labels, names)
 
 
 def _open_svhn(config: ImageDataConfig, split: str) -> MemoryImages:
