@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ndavid.data.colour import ColourParams, jitter_colours
+from ndavid.data.colour import LUMA, ColourParams, jitter_colours, jitter_planes
 
 
 def params(frames: int, **given_values: float | Tensor) -> ColourParams:
@@ -97,6 +97,30 @@ def test_gray_is_one_channel_for_all(channel) -> None:
     clip = frames(2)
     gray = jitter_colours(clip, params(3, gray=channel))
     assert torch.equal(gray, clip[:, channel : channel + 1].expand_as(clip))
+
+
+def test_luma_gray_is_torchvisions() -> None:
+    clip = frames(4)
+    gray = jitter_colours(clip, params(3, gray=LUMA))
+    assert difference(gray, F.rgb_to_grayscale(clip, num_output_channels=3)) <= 1
+
+
+def test_luma_gray_before_jitter_is_gray_after_it() -> None:
+    """All but hue keep the order of the two from mattering."""
+    clip = frames(5, low=70, high=170)
+    how = {"brightness": 1.2, "contrast": 0.8, "saturation": 1.3}
+    first = jitter_colours(clip, params(3, gray=LUMA, **how))
+    last = F.rgb_to_grayscale(jitter_colours(clip, params(3, **how)), num_output_channels=3)
+    assert difference(first, last) <= 2
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_planes_are_frames_without_rounding(count) -> None:
+    clip = frames(6, count=count)
+    how = params(count, brightness=1.1, contrast=0.7, saturation=1.5, hue=0.2)
+    planes = jitter_planes(clip.flatten(2).float(), how)
+    assert planes.dtype == torch.float32 and planes.min() >= 0 and planes.max() <= 255
+    assert difference((planes + 0.5).byte().view(clip.shape), jitter_colours(clip, how)) == 0
 
 
 def test_gray_frames_stay_gray_under_jitter() -> None:

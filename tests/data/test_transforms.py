@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torchvision.transforms.v2.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch import Tensor
 from ndavid.data.transforms import AugmentConfig, eval_transform, resolve, train_transform
 from ndavid.errors import ConfigError
 
-PRESETS = ["dpc", "dpc_k400", "finetune", "none"]
+PRESETS = ["dpc", "dpc_k400", "finetune", "moco_v2", "moco_v2_small", "linear", "none"]
 
 
 def still_clip(frames: int = 6, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
@@ -58,7 +61,7 @@ def test_the_generator_decides_everything(preset) -> None:
     assert torch.equal(clip, still_clip())  # and so is the input
 
 
-@pytest.mark.parametrize("preset", ["dpc", "dpc_k400", "finetune"])
+@pytest.mark.parametrize("preset", ["dpc", "dpc_k400", "finetune", "moco_v2"])
 @pytest.mark.parametrize("seed", range(5))
 def test_geometry_is_the_same_in_all_frames(preset, seed) -> None:
     result = train_transform(geometry(preset, size=32))(still_clip(), seeded(seed))
@@ -79,6 +82,37 @@ def test_gray_frames_occur_as_often_as_asked() -> None:
     result = train_transform(config)(still_clip(frames=400), seeded(0))
     gray = ((result[:, 0] == result[:, 1]) & (result[:, 1] == result[:, 2])).flatten(1).all(1)
     assert 0.22 < gray.float().mean() < 0.38
+
+
+def test_luma_gray_is_all_frames_or_none() -> None:
+    config = AugmentConfig(preset="none", gray=0.4, gray_mode="luma", size=60)
+    transform, clip = train_transform(config), still_clip(3)
+    expected = F.rgb_to_grayscale(clip[..., 10:70], num_output_channels=3)
+    count = 0
+    for seed in range(100):
+        result = transform(clip, seeded(seed))
+        gray = (result[:, 0] == result[:, 1]).all()
+        assert gray == (result[0, 0] == result[0, 1]).all()  # alike in all frames
+        if gray:
+            assert (result.short() - expected.short()).abs().max() <= 1
+        count += int(gray)
+    assert 25 < count < 55
+
+
+def test_blur_is_torchvisions_and_a_probability() -> None:
+    config = AugmentConfig(
+        preset="none", blur=0.5, blur_sigma=[1.5, 1.5], size=60
+    )  # cut off at 3 sigma, rounded up: 5 pixels
+    clip = still_clip(2)
+    sharp, soft = clip[..., 10:70], F.gaussian_blur(clip[..., 10:70], [11, 11], [1.5, 1.5])
+    blurs = 0
+    for seed in range(60):
+        result = train_transform(config)(clip, seeded(seed))
+        is_soft = not torch.equal(result, sharp)
+        if is_soft:
+            assert (result.short() - soft.short()).abs().max() <= 1
+        blurs += is_soft
+    assert 18 < blurs < 42
 
 
 def test_flip_is_a_probability() -> None:
@@ -154,6 +188,20 @@ def test_eval_crops_are_the_ends_and_the_centre() -> None:
     assert eval_transform(30, crops=3)(clip).shape == (3, 1, 3, 30, 30)
 
 
+def test_mocos_recipes_are_the_papers() -> None:
+    moco = resolve(AugmentConfig(preset="moco_v2"))
+    assert (moco.crop, moco.crop_scale, moco.crop_ratio) == ("area", [0.2, 1.0], [3 / 4, 4 / 3])
+    strengths = (moco.brightness, moco.contrast, moco.saturation, moco.hue)
+    assert strengths == (0.4, 0.4, 0.4, 0.1)
+    assert (moco.jitter, moco.gray, moco.blur, moco.flip) == (0.8, 0.2, 0.5, 0.5)
+    assert (moco.gray_mode, moco.blur_sigma) == ("luma", [0.1, 2.0])
+    small = resolve(AugmentConfig(preset="moco_v2_small"))
+    assert replace(small, preset="moco_v2", blur=0.5) == moco
+    linear = resolve(AugmentConfig(preset="linear"))
+    assert linear.crop_scale == [0.08, 1.0] and linear.flip == 0.5
+    assert (linear.jitter, linear.gray, linear.blur) == (0.0, 0.0, 0.0)
+
+
 def test_every_key_overrides_its_preset() -> None:
     plain = resolve(AugmentConfig(preset="dpc"))
     assert (plain.crop, plain.gray, plain.hue, plain.per_frame_jitter) == (
@@ -179,6 +227,9 @@ def test_every_key_overrides_its_preset() -> None:
         ({"crop_scale": [0.5, 1.5]}, "crop_scale must be"),
         ({"crop_ratio": [1.0]}, "crop_ratio must be"),
         ({"crop": "circle"}, "no crop 'circle'"),
+        ({"blur": -0.5}, "blur is a probability"),
+        ({"blur_sigma": [0.0, 2.0]}, "blur_sigma must be"),
+        ({"gray_mode": "mean"}, "choose channel or luma"),
     ],
 )
 def test_impossible_settings(keys, message) -> None:

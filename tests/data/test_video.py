@@ -15,8 +15,8 @@ from ndavid.data.decode import open_reader
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import DenseClip, DpcBlocks, uniform_views
 from ndavid.data.transforms import AugmentConfig, eval_transform, train_transform
-from ndavid.data.video import ClipDataset, ViewsDataset, collate
-from ndavid.errors import DataError, DecodeError
+from ndavid.data.video import ClipDataset, MultiViewClips, ViewsDataset, collate
+from ndavid.errors import ConfigError, DataError, DecodeError
 
 NUM_CLIPS = 5
 
@@ -235,6 +235,83 @@ except NdavidError as error:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr == f"error: {folder}/gone.mp4: cannot decode with pyav: no such file\n"
+
+
+# --- several views of a video ---------------------------------------------------------------------
+
+
+def views(folder: Path, records: list[ClipRecord], **keys) -> MultiViewClips:
+    transform = train_transform(AugmentConfig(preset="moco_v2", size=32))
+    return MultiViewClips(records, folder, DenseClip(8), transform, **keys)
+
+
+def test_views_are_clips_that_differ(folder, records) -> None:
+    dataset = views(folder, records, num_views=3)
+    sample = dataset[1, 7]
+    assert sample["views"].shape == (3, 3, 8, 32, 32) and sample["views"].dtype == torch.uint8
+    assert (sample["label"], sample["index"], sample["bad"]) == (1, 1, [])
+    assert not torch.equal(sample["views"][0], sample["views"][1])
+    assert not torch.equal(sample["views"][1], sample["views"][2])
+    assert torch.equal(dataset[1, 7]["views"], sample["views"])
+    assert not torch.equal(dataset[1, 8]["views"], sample["views"])
+    batch = collate([sample, dataset[0, 1]])
+    assert batch["views"].shape == (2, 3, 3, 8, 32, 32) and "video" not in batch
+    assert dataset.digest == clips(folder, records).digest
+
+
+def untouched(folder: Path, records: list[ClipRecord], **keys) -> MultiViewClips:
+    """Views whose pixels tell which frames they show."""
+    transform = train_transform(AugmentConfig(preset="none", size=64, crop="centre"))
+    return MultiViewClips(records, folder, DenseClip(8), transform, **keys)
+
+
+def test_views_show_the_same_frames_or_their_own(folder, records) -> None:
+    same = untouched(folder, records, same_frames=True)
+    own = untouched(folder, records)
+    seeds = range(12)
+    assert all(torch.equal(*same[0, seed]["views"]) for seed in seeds)
+    assert sum(not torch.equal(*own[0, seed]["views"]) for seed in seeds) > 8
+    # The frames that all views share are drawn too.
+    assert any(not torch.equal(same[0, 0]["views"], same[0, seed]["views"]) for seed in seeds)
+
+
+def test_a_views_frames_are_the_clips(folder, records) -> None:
+    """The shared frames are those that a single clip of the same seed shows."""
+    transform = train_transform(AugmentConfig(preset="none", size=64, crop="centre"))
+    single = ClipDataset(records, folder, DenseClip(8), transform)
+    sample = untouched(folder, records, same_frames=True)[2, 5]
+    assert torch.equal(sample["views"][0], single[2, 5]["video"])
+
+
+def test_an_int_gives_equal_centred_views(folder, records) -> None:
+    dataset = views(folder, records)
+    sample = dataset[0]["views"]
+    assert torch.equal(sample[0], sample[1]) and torch.equal(dataset[0]["views"], sample)
+    transform = train_transform(AugmentConfig(preset="moco_v2", size=32))
+    single = ClipDataset(records, folder, DenseClip(8), transform)
+    assert torch.equal(sample[0], single[0]["video"])
+
+
+def test_a_video_is_opened_once_for_all_views(folder, records, monkeypatch) -> None:
+    opened = []
+
+    def counting(path, *words, **keys):
+        opened.append(path)
+        return open_reader(path, *words, **keys)
+
+    monkeypatch.setattr("ndavid.data.video.open_reader", counting)
+    views(folder, records, num_views=4)[3, 1]
+    assert opened == [folder / "3.mp4"]
+
+
+def test_views_of_the_next_video_stand_in(folder, records) -> None:
+    records[1] = record("gone.mp4")
+    sample = views(folder, records, on_error="next")[1, 9]
+    assert sample["index"] == 2 and [reason for _, reason in sample["bad"]] == ["no such file"]
+    with pytest.raises(DecodeError, match="no such file"):
+        views(folder, records)[1, 9]
+    with pytest.raises(ConfigError, match="num_views"):
+        views(folder, records, num_views=0)
 
 
 # --- test views -----------------------------------------------------------------------------------
