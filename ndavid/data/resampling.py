@@ -47,7 +47,7 @@ def blur_weights(sigma: Tensor, size: int, radius: int) -> Tensor:
     kernel = torch.exp(-0.5 * (distance / sigma.unsqueeze(1)) ** 2)
     # Every distance but 0 lies on both sides.
     kernel = kernel / (2 * kernel.sum(dim=1, keepdim=True) - kernel[:, :1])
-    pattern = _distances(size, radius).to(sigma.device)
+    pattern = _distances(size, radius, sigma.device)
     return (kernel @ pattern).view(-1, size, size)
 
 
@@ -67,7 +67,7 @@ def blurred(pixels: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _distances(size: int, radius: int) -> Tensor:
+def _distances(size: int, radius: int, device: torch.device) -> Tensor:
     """How often output pixel i sees input pixel j at each distance: (radius + 1, size * size).
 
     Once directly, and once more in each edge's mirror where that is near enough.
@@ -83,4 +83,4 @@ def _distances(size: int, radius: int) -> Tensor:
     ):
         distance = (out - mirror).abs().clamp(max=radius + 1)
         seen.scatter_add_(0, distance.unsqueeze(0), there.float().expand(1, size, size))
-    return seen[: radius + 1].reshape(radius + 1, size * size)
+    return seen[: radius + 1].reshape(radius + 1, size * size).to(device)
