@@ -97,7 +97,7 @@ def write_archive(
 def _load(path: Path, split: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "no such file"
-        raise DataError(path, f"{reason}; data.root must be the .npz of datasets/pack_images.py")
+        raise DataError(path, f"{reason}; root must be the .npz of datasets/pack_images.py")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files

@@ -68,9 +68,9 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
     """
     split = config.split if split is None else split
     if not config.root:
-        raise ConfigError("data.root is empty; give the folder or archive that holds the images")
+        raise ConfigError("the images' root is empty; give the folder or archive that holds them")
     if config.class_list and config.source != "folder":
-        raise ConfigError(f"data.class_list is for source folder, not {config.source}")
+        raise ConfigError(f"class_list is for source folder, not {config.source}")
     if config.source == "folder":
         return _open_folder(Path(config.root), split, config.class_list)
     if config.source == "packed":
@@ -211,7 +211,7 @@ def _open_folder(root: Path, split: str, class_list: str) -> FileImages:
         reason = f"has no folder for {len(absent)} of the classes in {class_list}: {absent[0]}"
         raise DataError(folder, reason)
     if not classes:
-        raise DataError(folder, "holds no class folders; data.split may name the wrong part")
+        raise DataError(folder, "holds no class folders; split may name the wrong part")
     labels = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
     if not found:
@@ -245,7 +245,7 @@ def _open_torchvision(config: ImageDataConfig, split: str) -> MemoryImages:
         else:
             reason = (
                 f"{config.source} is not there, or its files are not the official ones (MD5); set "
-                "data.download true to let torchvision fetch it, or unpack its archive there"
+                "download: true to let torchvision fetch it, or unpack its archive there"
             )
         raise DataError(config.root, reason) from error
 

@@ -93,7 +93,7 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "svhn"])
 def test_a_missing_set_says_what_to_do(tmp_path: Path, name) -> None:
     config = ImageDataConfig(source=name, root=str(tmp_path))
-    with pytest.raises(DataError, match=r"is not there.*data\.download true") as caught:
+    with pytest.raises(DataError, match=r"is not there.*download: true") as caught:
         open_images(config)
     assert caught.value.path == str(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -120,7 +120,7 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"root": ""}, "data.root is empty"),
+        ({"root": ""}, "root is empty"),
         ({"split": "val"}, "cifar10 has no split 'val': choose from train, test"),
         ({"source": "stl10", "split": "extra"}, "train\\+unlabeled"),
         ({"class_list": "some.txt"}, "class_list is for source folder"),
