@@ -3,33 +3,59 @@ from __future__ import annotations
 import pytest
 
 from ndavid.errors import ConfigError
-from ndavid.methods.nda_config import NdaConfig
+from ndavid.methods.nda_config import MocoNdaConfig, NdaConfig, NegativesConfig
 
 
+@pytest.mark.parametrize("kind", [NdaConfig, MocoNdaConfig])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"where": "futur"}, r"nda\.where .* did you mean 'future'"),
-        ({"entry": "pool"}, r"nda\.entry .* did you mean 'pooled'"),
         ({"share": "xyz"}, r"nda\.share must be one of own, batch"),
-        ({"span": "clips"}, r"nda\.span .* did you mean 'clip'"),
-        ({"align": "same"}, r"nda\.align .* did you mean 'same_cell'"),
         ({"weight": -0.5}, r"nda\.weight must be >= 0"),
         ({"weight": float("nan")}, r"nda\.weight"),
+        ({"weight": float("inf")}, r"nda\.weight"),
         ({"scale": 0.0}, r"nda\.scale"),
         ({"per_sample": 0}, r"nda\.per_sample"),
-        ({"min_changed": 0.0}, r"nda\.min_changed"),
-        ({"min_changed": 1.5}, r"nda\.min_changed"),
         ({"warmup_steps": -1}, r"nda\.warmup_steps"),
     ],
 )
-def test_bad_values_are_named_with_the_nearest_good_one(change: dict, message: str) -> None:
+def test_bad_values_of_any_method_are_named(
+    kind: type[NegativesConfig], change: dict, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        NdaConfig(**change)
+        kind(**change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (NdaConfig, {"where": "futur"}, r"nda\.where .* did you mean 'future'"),
+        (NdaConfig, {"entry": "pool"}, r"nda\.entry .* did you mean 'pooled'"),
+        (NdaConfig, {"span": "clips"}, r"nda\.span .* did you mean 'clip'"),
+        (NdaConfig, {"align": "same"}, r"nda\.align .* did you mean 'same_cell'"),
+        (NdaConfig, {"min_changed": 0.0}, r"nda\.min_changed"),
+        (NdaConfig, {"min_changed": 1.5}, r"nda\.min_changed"),
+        (MocoNdaConfig, {"view": "quary"}, r"nda\.view .* query, key, .* did you mean 'query'"),
+        (MocoNdaConfig, {"encoder": "keys"}, r"nda\.encoder .* did you mean 'key'"),
+        (MocoNdaConfig, {"norm": "runing"}, r"nda\.norm .* did you mean 'running'"),
+    ],
+)
+def test_bad_values_are_named_with_the_nearest_good_one(
+    kind: type[NegativesConfig], change: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**change)
+
+
+def test_a_fresh_view_is_a_third_one_if_anything_is_broken() -> None:
+    assert MocoNdaConfig(view="fresh", spec="jigsaw").num_views == 3
+    assert MocoNdaConfig(view="fresh", spec=" ").num_views == 2
+    assert MocoNdaConfig(view="key", spec="jigsaw").num_views == 2
 
 
 def test_empty_spec_is_no_operation() -> None:
     assert NdaConfig().operation() is None
+    assert MocoNdaConfig().operation() is None
     assert NdaConfig(spec="  ").operation() is None
 
 
