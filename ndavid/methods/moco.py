@@ -35,7 +35,7 @@ from ndavid.models.normalize import Normalize
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 """Pixels (B, C, [T,] H, W) and a CPU generator -> one augmented view of each."""
 
-Encode = Callable[[Tensor, torch.Generator | None], Tensor]
+Encode = Callable[[Tensor], Tensor]
 
 
 class MocoMethod(nn.Module):
@@ -96,27 +96,21 @@ class MocoMethod(nn.Module):
         ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
         the NDA weight's warm-up stands. Raises ValueError on a batch without the views it needs.
         """
-        streams = _Streams(generator, _branch(generator))
-        views = self._views(batch, streams)
+        nda_generator = _branch(generator)
+        views = self._views(batch, generator, nda_generator)
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
-        broken = [self._break(views, query, key, streams.nda) for query, key in directions]
+        broken = [self._break(views, query, key, nda_generator) for query, key in directions]
         by_query = self.nda.encoder == "query"
 
-        def encode_queries(pixels: Tensor, _: torch.Generator | None) -> Tensor:
-            return self.moco.queries(pixels)
+        def keys(pixels: Tensor) -> Tensor:
+            return self.moco.keys(pixels, generator)
 
         queries, from_query = self._encode_each(
-            encode_queries,
-            [views[q] for q, _ in directions],
-            broken if by_query else None,
-            streams,
+            self.moco.queries, [views[q] for q, _ in directions], broken if by_query else None
         )
         self.moco.update_key_encoder()
         positives, from_key = self._encode_each(
-            self.moco.keys,
-            [views[k] for _, k in directions],
-            None if by_query else broken,
-            streams,
+            keys, [views[k] for _, k in directions], None if by_query else broken
         )
         negatives = from_query if by_query else from_key
         results = [
@@ -127,14 +121,19 @@ class MocoMethod(nn.Module):
             self.moco.enqueue(each)
         return _mean_outputs(results)
 
-    def _views(self, batch: dict[str, Tensor], streams: _Streams) -> list[Tensor]:
+    def _views(
+        self,
+        batch: dict[str, Tensor],
+        generator: torch.Generator | None,
+        nda_generator: torch.Generator | None,
+    ) -> list[Tensor]:
         """The normalised views, each (B, C, [T,] H, W)."""
         needed = self.nda.num_views
         if "views" in batch:
             views = batch["views"].unbind(dim=1)
         elif self.augment is not None:
             pixels = batch["image"] if "image" in batch else batch["video"]
-            draws = (streams.plain, streams.plain, streams.nda)[:needed]
+            draws = (generator, generator, nda_generator)[:needed]
             views = tuple(self.augment(pixels, each) for each in draws)
         else:
             raise ValueError("a batch has no views, and no augmentation was given to make them")
@@ -159,26 +158,22 @@ class MocoMethod(nn.Module):
         return _Broken(tuple(made), torch.stack(active, dim=1))
 
     def _encode_each(
-        self,
-        encode: Encode,
-        true: Sequence[Tensor],
-        broken: Sequence[_Broken] | None,
-        streams: _Streams,
+        self, encode: Encode, true: Sequence[Tensor], broken: Sequence[_Broken] | None
     ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
         """Vectors (B, dim) of the true pixels, and of what was broken, direction by direction."""
         made = [()] * len(true) if broken is None else [each.pixels for each in broken]
         if self.nda.norm == "shared":
             both = [
-                encode(torch.cat([one, *others]), streams.plain).split(len(one))
+                encode(torch.cat([one, *others])).split(len(one))
                 for one, others in zip(true, made, strict=True)
             ]
             return [vectors[0] for vectors in both], [vectors[1:] for vectors in both]
-        vectors = [encode(one, streams.plain) for one in true]
-        # After the last true ones: they move running statistics, which the backward pass of a
-        # forward that used them reads again.
+        vectors = [encode(one) for one in true]
+        # After the last true ones, which draw their shuffles as without NDA, and move the running
+        # statistics that a backward pass through `running_statistics` reads again.
         surroundings = running_statistics if self.nda.norm == "running" else without_stat_updates
         with surroundings(self.moco):
-            negatives = [tuple(encode(one, streams.nda) for one in each) for each in made]
+            negatives = [tuple(encode(one) for one in each) for each in made]
         return vectors, negatives
 
     def _contrast(
@@ -210,18 +205,12 @@ class MocoMethod(nn.Module):
         )
 
 
-class _Streams(NamedTuple):
-    """Where random numbers come from: NDA has its own, and leaves the others' as they are.
-
-    So that two runs that differ in NDA alone see the same views and the same shuffles.
-    """
-
-    plain: torch.Generator | None
-    nda: torch.Generator | None
-
-
 def _branch(generator: torch.Generator | None) -> torch.Generator | None:
-    """A new stream, seeded by the next number of ``generator``; None stays None."""
+    """A generator for NDA, seeded by the next number of ``generator``; None stays None.
+
+    NDA draws nothing from the step's own: two runs that differ in NDA alone see the same views and
+    the same shuffles.
+    """
     if generator is None:
         return None
     seed = torch.randint(2**62, (), generator=generator)
