@@ -27,10 +27,11 @@ TIMEOUT_SECONDS = 240
 
 def run(script: Path, output: Path) -> list[dict[str, Any]]:
     """Runs ``script`` as ranks 0 and 1; returns what `serve` saved of each."""
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(path),
     }
     processes = [
         subprocess.Popen(

@@ -91,6 +91,15 @@ def shuffled_company() -> dict[str, Any]:
     return {"all": gather_without_grad(pixels), "met": met[0], "keys": gather_without_grad(keys)}
 
 
+def unsent_queue() -> Tensor:
+    """The queue after a DDP forward, its last row marked with the rank before."""
+    method = build(NDA["plain"], "batch")
+    wrapped = DistributedDataParallel(method)
+    method.moco.queue[-1] = rank()
+    wrapped(mine(0, IMAGES), generator=torch.Generator(), step=0)
+    return method.moco.queue
+
+
 def one_rank() -> dict[str, Any]:
     ndavid.models.moco.build_encoder = build_toy
     found = {
@@ -99,7 +108,7 @@ def one_rank() -> dict[str, Any]:
     }
     for name, nda in {"plain": {}, "nda": {"spec": "jigsaw", "share": "batch"}}.items():
         found[f"real_{name}"] = train(build(nda, "batch", bn_splits=2), IMAGES)
-    return found | {"company": shuffled_company()}
+    return found | {"company": shuffled_company(), "unsent": unsent_queue()}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +150,13 @@ def test_the_queue_is_the_same_on_both_ranks(two_ranks: list[dict], name: str) -
     # It moved, at every step.
     pairs = zip(first["queues"], first["queues"][1:], strict=False)
     assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+def test_ddp_does_not_send_the_queue_at_every_forward(two_ranks: list[dict]) -> None:
+    """32 MB of 65536 keys. Ranks need not be told: they write the same."""
+    first, second = (seen["unsent"] for seen in two_ranks)
+    assert torch.equal(first[:-1], second[:-1])
+    assert first[-1].tolist() == [0] * 4 and second[-1].tolist() == [1] * 4
 
 
 def test_ranks_stay_together_with_batch_norm_and_shuffling(two_ranks: list[dict]) -> None:
