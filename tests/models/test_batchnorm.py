@@ -234,6 +234,15 @@ def test_every_layer_of_an_encoder_is_split_and_its_state_dict_stays(name: str) 
         assert torch.equal(split.eval()(pixels), plain.eval()(pixels))
 
 
+def test_synchronised_layers_are_split_like_plain_ones() -> None:
+    norm = used_norm(4)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(norm))
+    split = split_batch_norms(nn.Sequential(synchronised), 2)[0]
+    x = torch.randn(6, 4, 3, 5)
+    assert type(synchronised) is nn.SyncBatchNorm and type(split) is SplitBatchNorm
+    assert torch.equal(split(x), SplitBatchNorm(norm, 2)(x))
+
+
 def test_a_frozen_layer_stays_frozen_and_an_activation_keeps_its_parameters() -> None:
     from timm.layers import BatchNormAct2d
 
