@@ -226,7 +226,7 @@ def accuracies(predictions: PerItem) -> dict[str, Metric]:
 
 
 def confusion_matrix(predictions: PerItem) -> Tensor:
-    """Returns (C, C) counts of videos by true class (row) and predicted class (column)."""
+    """Returns (C, C) counts of items by true class (row) and predicted class (column)."""
     num_classes = predictions.values.shape[1]
     predicted = predictions.values.argsort(dim=1, descending=True, stable=True)[:, 0]
     cells = predictions.labels * num_classes + predicted
@@ -236,15 +236,15 @@ def confusion_matrix(predictions: PerItem) -> Tensor:
 def per_class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a row a class: accuracy with interval, counts, and the class it is mistaken for most.
 
-    A class without a test video has None for its accuracy.
+    A class without a test item has None for its accuracy.
     """
     table = []
     for label, name in enumerate(classes):
         row = confusion[label].clone()
-        videos, correct = int(row.sum()), int(row[label])
+        count, correct = int(row.sum()), int(row[label])
         row[label] = 0
         mistaken = int(row.max()) if len(row) else 0
-        metric = wilson(correct, videos) if videos else None
+        metric = wilson(correct, count) if count else None
         table.append(
             {
                 "class": name,
@@ -252,9 +252,9 @@ def per_class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str,
                 "low": metric.low if metric else None,
                 "high": metric.high if metric else None,
                 "correct": correct,
-                "videos": videos,
+                "count": count,
                 "confused_with": classes[int(row.argmax())] if mistaken else "",
-                "confused_videos": mistaken,
+                "confused_count": mistaken,
             }
         )
     return table

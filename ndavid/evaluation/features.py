@@ -1,8 +1,8 @@
 """Pooled features of whole splits, computed once and kept as safetensors.
 
 A cache file is named by a digest of everything its content depends on: the weights themselves, the
-videos (path, size on disk, frame count) and how they are looked at. Nothing else can be mistaken
-for it, so there is no cache to clear.
+items (for videos path, size on disk and frame count) and how they are looked at. Nothing else can
+be mistaken for it, so there is no cache to clear.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from ndavid.collectives import rank
 from ndavid.data.manifest import ClipRecord, Manifest
-from ndavid.data.sampling import ShortClipReport
 from ndavid.engine.distributed import gather_objects
-from ndavid.evaluation.classify import BadItem, per_item
-from ndavid.evaluation.views import ViewsConfig, views_dataset
+from ndavid.evaluation.classify import BadItem, OnBad, PerItem, TestDataset, per_item
+from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
 from ndavid.models.normalize import Normalize
 
@@ -47,82 +46,98 @@ class Features:
     """Features of a split.
 
     Attributes:
-        values: (M, V, D) float32: V views a video.
+        values: (M, V, D) float32: V views a video or image.
         labels: (M,) class indices.
-        paths: M paths, relative to the manifest's root.
-        bad: Path and reason of each undecodable video that was left out.
-        report: What the short-clip policy did.
+        names: M names: of videos their paths, relative to the manifest's root.
+        bad: Path and reason of each unreadable item that was left out.
     """
 
     values: Tensor
     labels: Tensor
-    paths: tuple[str, ...]
-    bad: tuple[BadItem, ...]
-    report: ShortClipReport
+    names: tuple[str, ...]
+    bad: tuple[BadItem, ...] = ()
 
     def pooled(self) -> Tensor:
-        """Returns one vector a video, the mean over its views: (M, D)."""
+        """Returns one vector an item, the mean over its views: (M, D)."""
         return self.values.mean(1)
 
+    def subset(self, keep: Tensor) -> Features:
+        """Returns the items where ``keep``, bool (M,), is true."""
+        rows: Sequence[int] = keep.nonzero().flatten().tolist()
+        names = tuple(self.names[row] for row in rows)
+        return Features(self.values[keep], self.labels[keep], names, self.bad)
 
-def extract(
-    classifier: DpcClassifier | EncoderClassifier,
-    records: Sequence[ClipRecord],
-    manifest: Manifest,
-    views: ViewsConfig,
-    *,
-    cache: Path | None,
-    device: torch.device,
-    description: str = "features",
-) -> Features:
-    """Returns the features that ``classifier.features`` gives for ``records``, from cache if there.
 
-    Args:
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed, whatever they are of.
+
+    Attributes:
         classifier: Its ``features`` are taken, in eval mode.
-        records: Videos.
-        manifest: Where they are.
-        views: How to look at them.
-        cache: Folder for cache files; None keeps nothing.
         device: Where to compute.
-        description: What the progress bar says.
-
-    Raises:
-        DecodeError: On an undecodable video, unless ``views.on_bad`` skips them.
+        cache: Folder for cache files; None keeps nothing.
+        on_bad: What an unreadable item means.
+        views_per_batch: Views a forward pass.
+        views_per_item: Views of each video or image.
+        num_workers: Loader processes.
     """
-    dataset, report = views_dataset(records, manifest, views)
-    kept = dataset.records
-    path = cache / f"{cache_key(classifier, kept, manifest, views)}.safetensors" if cache else None
-    loaded = _load(path) if path else None
-    # All ranks or none: one that finds the file while another does not would wait for it forever.
-    found_everywhere = all(gather_objects(loaded is not None))
-    if loaded is not None and found_everywhere:
-        values, labels, indices, bad = loaded
-    else:
-        normalize = Normalize().to(device)
-        was_training = classifier.training
-        classifier.to(device).eval()
-        found = per_item(
-            lambda clips: classifier.features(normalize(clips)),
-            dataset,
-            device=device,
-            on_bad=views.on_bad,
-            views_per_batch=views.views_per_batch,
-            num_workers=views.num_workers,
-            description=description,
-        )
-        classifier.train(was_training)
-        values, labels, indices, bad = found.values, found.labels, found.indices, found.bad
-        if path is not None and rank() == 0:
-            _save(path, values, labels, indices, bad)
-    paths = tuple(kept[i].path for i in indices.tolist())
-    return Features(values, labels, paths, bad, report)
+
+    classifier: DpcClassifier | EncoderClassifier
+    device: torch.device
+    cache: Path | None
+    on_bad: OnBad = "raise"
+    views_per_batch: int = 32
+    views_per_item: int = 1
+    num_workers: int = 0
+
+    def __call__(
+        self, dataset: TestDataset, digest: str, names: Sequence[str], words: str
+    ) -> Features:
+        """Returns the features of every item of ``dataset``, from the cache if there.
+
+        Args:
+            dataset: Test views.
+            digest: Of everything that the features depend on beside the weights.
+            names: Of its items.
+            words: What the progress bar says.
+
+        Raises:
+            DataError: On an unreadable item, unless ``on_bad`` skips them.
+        """
+        key = hashlib.sha256((state_digest(self.classifier) + digest).encode()).hexdigest()
+        path = self.cache / f"{key}.safetensors" if self.cache else None
+        found = _load(path) if path else None
+        # All ranks or none: one that finds the file while another does not would wait for ever.
+        if not all(gather_objects(found is not None)):
+            found = self._compute(dataset, words)
+            if path is not None and rank() == 0:
+                _save(path, found)
+        assert found is not None
+        chosen = tuple(names[i] for i in found.indices.tolist())
+        return Features(found.values, found.labels, chosen, found.bad)
+
+    def _compute(self, dataset: TestDataset, words: str) -> PerItem:
+        normalize = Normalize().to(self.device)
+        was_training = self.classifier.training
+        self.classifier.to(self.device).eval()
+        try:
+            return per_item(
+                lambda views: self.classifier.features(normalize(views)),
+                dataset,
+                device=self.device,
+                on_bad=self.on_bad,
+                views_per_batch=self.views_per_batch,
+                views_per_item=self.views_per_item,
+                num_workers=self.num_workers,
+                description=words,
+            )
+        finally:
+            self.classifier.train(was_training)
 
 
-def cache_key(
-    classifier: nn.Module, records: Sequence[ClipRecord], manifest: Manifest, views: ViewsConfig
-) -> str:
-    """Returns the digest of weights, videos and views that names a cache file."""
-    digest = hashlib.sha256(state_digest(classifier).encode())
+def video_digest(records: Sequence[ClipRecord], manifest: Manifest, views: ViewsConfig) -> str:
+    """Returns the digest of videos and of how they are looked at."""
+    digest = hashlib.sha256()
     digest.update(json.dumps({name: getattr(views, name) for name in _VIEW_FIELDS}).encode())
     for record in records:
         path = manifest.root / record.path
@@ -141,29 +156,27 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _save(
-    path: Path, values: Tensor, labels: Tensor, indices: Tensor, bad: tuple[BadItem, ...]
-) -> None:
+def _save(path: Path, found: PerItem) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    tensors = {"values": values.contiguous(), "labels": labels, "indices": indices}
-    save_file(tensors, partial, metadata={"bad": json.dumps(bad)})
+    tensors = {
+        "values": found.values.contiguous(),
+        "labels": found.labels,
+        "indices": found.indices,
+    }
+    save_file(tensors, partial, metadata={"bad": json.dumps(found.bad)})
     partial.replace(path)
 
 
-def _load(path: Path) -> tuple[Tensor, Tensor, Tensor, tuple[BadItem, ...]] | None:
+def _load(path: Path) -> PerItem | None:
     """The cached tensors, or None where there are none that can be read."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as stored:
             bad = tuple((where, why) for where, why in json.loads(stored.metadata()["bad"]))
-            return (
-                stored.get_tensor("values"),
-                stored.get_tensor("labels"),
-                stored.get_tensor("indices"),
-                bad,
-            )
+            values, labels, indices = map(stored.get_tensor, ("values", "labels", "indices"))
+            return PerItem(values, labels, indices, bad)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         # Half a file from a full disk, say: computing again costs time, never a wrong number.
         return None

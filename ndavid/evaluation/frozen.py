@@ -1,112 +1,67 @@
-"""What every evaluation on frozen features shares: its keys, its features and its Result.
+"""What every evaluation on frozen features shares: features of two splits, and the Result of them.
 
-The encoder is loaded once a fold, the features of the training videos and of the measured ones are
-computed with it (or read from the cache), and where the weights come from is traced. What is done
-with the features is the evaluator's own: ``linear`` fits a regression, ``retrieval`` nothing.
+Where the features come from is another file's business (``frozen_videos``, ``frozen_images``); what
+is done with them is the evaluator's: ``linear`` fits a regression, ``retrieval`` and ``knn``
+nothing, ``ood`` asks how far test features lie from those of training.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ndavid.collectives import world_size
-from ndavid.data.manifest import Manifest
-from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
-from ndavid.errors import ConfigError
-from ndavid.evaluation.features import Features, extract
+from ndavid.evaluation.features import Features
 from ndavid.evaluation.intervals import Metric
-from ndavid.evaluation.pretrained import ClassifierConfig, Pretrained, load_classifier, locate_each
-from ndavid.evaluation.protocol import Protocol, Result, mean_over_folds
-from ndavid.evaluation.provenance import Provenance, checkpoint_of, gallery, trace
-from ndavid.evaluation.report import write_outputs
-from ndavid.evaluation.views import ViewsConfig, describe, open_manifest
+from ndavid.evaluation.pretrained import Pretrained
+from ndavid.evaluation.protocol import Protocol, Result
+from ndavid.evaluation.provenance import Provenance
 
 
-@dataclass(kw_only=True)
-class FrozenConfig:
-    """Which frozen features of which videos; the evaluator adds what it does with them."""
-
-    output: str = ""
-    """folder for result.json and report.html"""
-    manifest: str = ""
-    """manifest.csv of the prepared dataset, or its folder"""
-    checkpoint: str = ""
-    """run, checkpoint, saved model or file of the original DPC; empty: random weights. {fold} in it
-    stands for the fold's number: one pretraining a fold, which never saw that fold's test videos"""
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    """the encoder, and where its features are taken (head: before the linear layer)"""
-    views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1))
-    """what is read from each video, training and test alike"""
-    folds: list[int] = field(default_factory=lambda: [1])
-    """official folds; several are averaged"""
-    split: Literal["test", "val"] = "test"
-    """the split that is measured; Kinetics is measured on val"""
-    seed: int = 0
-    """draws random weights, where asked for"""
-    device: Literal["auto", "cpu"] = "auto"
-    """where features are computed: a GPU where there is one, or always the CPU"""
-    cache: str = ""
-    """folder for features, reusable between evaluations; empty keeps them in output/features"""
-
-    def __post_init__(self) -> None:
-        if not self.folds:
-            raise ConfigError("folds must name at least one official fold")
-
-    def cache_folder(self) -> Path:
-        """Returns the folder for cached features."""
-        return Path(self.cache) if self.cache else Path(self.output) / "features"
-
-
-@dataclass(frozen=True)
-class FrozenFold:
-    """One official fold: the features of its videos, and where they come from.
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Features of training items and of those that are measured, and where they come from.
 
     Attributes:
-        config: What was asked for.
-        fold: The fold's number, 1-based.
-        manifest: All videos and classes.
+        classes: Names in label order.
         loaded: The encoder.
         provenance: What the encoder has seen before.
-        train: Features of the training videos.
-        test: Features of the videos that are measured.
+        train: Features of the training items.
+        test: Features of the items that are measured.
+        looked_at: How the data was read; evaluators add how they measured.
+        gallery: The training items in words, with what was left out.
+        seed: The run's seed.
         device: Where features are computed.
-        started: ``time.monotonic`` when work on the fold began.
+        started: ``time.monotonic`` when work began.
     """
 
-    config: FrozenConfig
-    fold: int
-    manifest: Manifest
+    classes: tuple[str, ...]
     loaded: Pretrained
     provenance: Provenance
     train: Features
     test: Features
+    looked_at: Protocol
+    gallery: str
+    seed: int
     device: torch.device
     started: float
 
-    def protocol(self, *, averaging: str, selection: str, notes: Sequence[str]) -> Protocol:
-        """Returns how the fold was measured; ``notes`` follow those on the weights."""
-        config = self.config
-        protocol = describe(
-            config.views,
-            config.manifest,
-            self.manifest,
-            self.test.report,
-            split=config.split,
-            fold=self.fold,
+    def protocol(self, *, averaging: str, selection: str, notes: Sequence[str] = ()) -> Protocol:
+        """Returns how the items were measured; ``notes`` follow those on data and weights."""
+        before = (*self.looked_at.notes, *self.loaded.notes, *self.provenance.notes)
+        return dataclasses.replace(
+            self.looked_at,
+            averaging=averaging,
+            selection=selection,
+            num_bad=len(self.test.bad),
+            notes=[*before, *notes],
         )
-        protocol.num_videos = len(self.test.paths)
-        protocol.num_bad = len(self.test.bad)
-        protocol.averaging = averaging
-        protocol.selection = selection
-        protocol.notes = [*self.loaded.notes, *self.provenance.notes, *notes]
-        return protocol
 
     def result(
         self,
@@ -114,21 +69,20 @@ class FrozenFold:
         metrics: dict[str, Metric],
         protocol: Protocol,
         *,
-        chance: float,
+        chance: float | None,
         details: dict[str, Any],
     ) -> Result:
-        """Returns the fold's Result; ``details`` come before those on weights and bad videos."""
-        seed = self.config.seed
+        """Returns the Result; ``details`` come before those on weights and unreadable items."""
         return Result(
             task=task,
             metrics=metrics,
             protocol=protocol,
             chance=chance,
             checkpoint=self.loaded.source,
-            seed=seed,
+            seed=self.seed,
             seconds=time.monotonic() - self.started,
             environment=describe_environment(
-                seed=seed, device=self.device, world_size=world_size(), precision="no"
+                seed=self.seed, device=self.device, world_size=world_size(), precision="no"
             ),
             details={
                 **details,
@@ -137,62 +91,3 @@ class FrozenFold:
                 "bad": [list(entry) for entry in (*self.train.bad, *self.test.bad)],
             },
         )
-
-
-ConfigT = TypeVar("ConfigT", bound=FrozenConfig)
-
-
-def measure_folds(config: ConfigT, measure: Callable[[ConfigT, FrozenFold], Result]) -> Result:
-    """Returns the mean over the folds of what ``measure`` finds on each.
-
-    Raises:
-        CheckpointError: If a fold's checkpoint is missing or damaged, before the first is measured.
-    """
-    device = make_accelerator(device=config.device).device
-    locate_each(config.checkpoint, config.folds)
-    return mean_over_folds(
-        [measure(config, load_fold(config, fold, device)) for fold in config.folds]
-    )
-
-
-def load_fold(config: FrozenConfig, fold: int, device: torch.device) -> FrozenFold:
-    """Returns the features of one fold, computed on ``device`` or read from the cache.
-
-    Raises:
-        CheckpointError, ConfigError: As ``load_classifier``.
-        DataError, DecodeError: As ``open_manifest`` and ``extract``.
-    """
-    started = time.monotonic()
-    manifest = open_manifest(config.manifest)
-    weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), fold)
-    loaded = load_classifier(
-        weights, config.model, config.views, len(manifest.classes), seed=config.seed
-    )
-    train, test = (
-        extract(
-            loaded.classifier,
-            manifest.select(split, fold),
-            manifest,
-            config.views,
-            cache=config.cache_folder(),
-            device=device,
-            description=f"{split} features",
-        )
-        for split in ("train", config.split)
-    )
-    return FrozenFold(
-        config, fold, manifest, loaded, provenance, train, test, device=device, started=started
-    )
-
-
-def write_result(result: Result, config: FrozenConfig) -> Result:
-    """Writes ``result.json`` and ``report.html`` into the output folder; returns the result."""
-    return write_outputs(
-        result,
-        config,
-        config.output,
-        config.manifest,
-        backend=config.views.backend,
-        pictures=gallery(config.checkpoint, config.folds),
-    )

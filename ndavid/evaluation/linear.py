@@ -11,7 +11,6 @@ The regression is scikit-learn's, solved to convergence: there is no learning ra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +20,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
-from torch import Tensor
 
 from ndavid.engine.rng import derive_seed
 from ndavid.errors import ConfigError
@@ -32,14 +30,19 @@ from ndavid.evaluation.classify import (
     pool_confusions,
 )
 from ndavid.evaluation.features import Features
-from ndavid.evaluation.frozen import FrozenConfig, FrozenFold, measure_folds, write_result
+from ndavid.evaluation.frozen_videos import (
+    FrozenFold,
+    FrozenVideosConfig,
+    measure_folds,
+    write_result,
+)
 from ndavid.evaluation.protocol import Result
 
 Scaling = Literal["standard", "l2", "none"]
 
 
 @dataclass(kw_only=True)
-class LinearConfig(FrozenConfig):
+class LinearConfig(FrozenVideosConfig):
     """Linear probe on cached features."""
 
     output: str = "runs/linear"
@@ -71,7 +74,7 @@ def run(config: LinearConfig) -> Result:
 
 
 def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
-    classes = fold.manifest.classes
+    classes = fold.classes
     held_out = _held_out(config, fold)
     sweep = sweep_weight_decay(fold.train, held_out, len(classes), config)
     best = choose(sweep)
@@ -121,8 +124,8 @@ def sweep_weight_decay(
     train: Features, held_out: set[str], num_classes: int, config: LinearConfig
 ) -> dict[float, float]:
     """Returns the held-out top-1 of each weight decay, fitted without the held-out videos."""
-    held = torch.tensor([path in held_out for path in train.paths])
-    fitting, validation = _subset(train, ~held), _subset(train, held)
+    held = torch.tensor([name in held_out for name in train.names])
+    fitting, validation = train.subset(~held), train.subset(held)
     scores = {}
     for decay in sorted(config.weight_decays):
         probe, _ = fit_probe(fitting, num_classes, decay, config)
@@ -170,8 +173,8 @@ def predict(probe: Pipeline, features: Features, num_classes: int, config: Linea
     values = torch.zeros(len(known), num_classes)
     values[:, torch.from_numpy(probe.classes_)] = known
     if config.per_view:
-        values = values.view(len(features.paths), -1, num_classes).mean(1)
-    return PerItem(values, features.labels, torch.arange(len(features.paths)), features.bad)
+        values = values.view(len(features.names), -1, num_classes).mean(1)
+    return PerItem(values, features.labels, torch.arange(len(features.names)), features.bad)
 
 
 def _rows(features: Features, per_view: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -181,14 +184,3 @@ def _rows(features: Features, per_view: bool) -> tuple[np.ndarray, np.ndarray]:
     views = features.values.shape[1]
     inputs = features.values.flatten(0, 1).double().numpy()
     return inputs, features.labels.repeat_interleave(views).numpy()
-
-
-def _subset(features: Features, keep: Tensor) -> Features:
-    rows: Sequence[int] = keep.nonzero().flatten().tolist()
-    return Features(
-        features.values[keep],
-        features.labels[keep],
-        tuple(features.paths[row] for row in rows),
-        features.bad,
-        features.report,
-    )

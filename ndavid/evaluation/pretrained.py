@@ -24,7 +24,7 @@ from ndavid.evaluation.provenance import checkpoint_of
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
-from ndavid.models.dpc import DpcConfig
+from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import compare, find_prefix
@@ -38,23 +38,31 @@ Classifier = DpcClassifier | EncoderClassifier
 
 
 @dataclass(kw_only=True)
-class ClassifierConfig:
-    """Encoder and head of the evaluated model."""
+class EncoderConfig:
+    """An encoder, whose features are the mean of its last map, and a linear layer on them."""
 
     encoder: str = ""
     """name as build_encoder takes it; empty: as the checkpoint says"""
-    head: Literal["dpc", "pool"] = "dpc"
-    """dpc: blocks -> encoder -> GRU (both from the checkpoint); pool: encoder -> global mean"""
     norm: Literal["none", "bn"] = "none"
     """batch norm before the linear layer of a pool head; a dpc head always has one"""
     weights: Weights = "model"
     """of a run: model, those that were trained, or ema, their average (run.ema_decay above 0)"""
-    dropout: float = 0.5
-    """before the linear layer; DPC's 0.5, though 0.9 does better on UCF101 (MemDPC issue 5)"""
+    dropout: float = 0.0
+    """before the linear layer"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must be in [0, 1), not {self.dropout}")
+
+
+@dataclass(kw_only=True)
+class ClassifierConfig(EncoderConfig):
+    """Encoder and head of a model for videos."""
+
+    head: Literal["dpc", "pool"] = "dpc"
+    """dpc: blocks -> encoder -> GRU (both from the checkpoint); pool: encoder -> global mean"""
+    dropout: float = 0.5
+    """before the linear layer; DPC's 0.5, though 0.9 does better on UCF101 (MemDPC issue 5)"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def load_classifier(
     *,
     seed: int,
 ) -> Pretrained:
-    """Returns a classifier with the encoder of ``checkpoint``, or a random one where it is empty.
+    """Returns a classifier of videos: encoder of ``checkpoint``, or random where it is empty.
 
     Args:
         checkpoint: A run's folder, one of its ``checkpoints/step_N``, a folder of
@@ -100,12 +108,35 @@ def load_classifier(
             those of the file.
         ConfigError: If a random encoder is asked for without a name, or a dpc head without blocks.
     """
-    if config.head == "dpc" and views.sampling != "blocks":
+    if config.head == "pool":
+        return load_pooled(checkpoint, config, num_classes, seed=seed)
+    if views.sampling != "blocks":
         raise ConfigError("model.head: dpc reads blocks; set views.sampling: blocks, or head: pool")
     with seeded(seed, "init"):
         if not checkpoint:
-            return _random(config, views, num_classes)
-        return _from_file(locate(checkpoint), config, views, num_classes)
+            dpc = _random_dpc(_name_of_random(config), views)
+            classifier = DpcClassifier(dpc, num_classes, dropout=config.dropout)
+            return _random(classifier, config)
+        path = locate(checkpoint)
+        pretrained = _stored_dpc(path, config, views)
+        classifier = DpcClassifier.from_dpc(pretrained, num_classes, dropout=config.dropout)
+        return _verified(path, config, classifier, pretrained.config.encoder)
+
+
+def load_pooled(
+    checkpoint: str, config: EncoderConfig, num_classes: int, *, seed: int
+) -> Pretrained:
+    """Returns a classifier of images or clips on the mean of an encoder's last map.
+
+    Arguments and errors are those of ``load_classifier``, without a dpc head's.
+    """
+    with seeded(seed, "init"):
+        if not checkpoint:
+            encoder = build_encoder(_name_of_random(config))
+            return _random(_pool_classifier(encoder, config, num_classes), config)
+        path = locate(checkpoint)
+        encoder = load_encoder(path, weights=config.weights)
+        return _verified(path, config, _pool_classifier(encoder, config, num_classes), encoder.name)
 
 
 def locate(checkpoint: str) -> Path:
@@ -134,7 +165,7 @@ def locate_each(checkpoint: str, folds: Sequence[int]) -> None:
             locate(path)
 
 
-def _random(config: ClassifierConfig, views: ViewsConfig, num_classes: int) -> Pretrained:
+def _name_of_random(config: EncoderConfig) -> str:
     if not config.encoder:
         raise ConfigError(
             "no checkpoint and no model.encoder: name the encoder to start from random weights, "
@@ -142,37 +173,35 @@ def _random(config: ClassifierConfig, views: ViewsConfig, num_classes: int) -> P
         )
     if rank() == 0:
         print(f"no checkpoint: {config.encoder} starts from random weights")
-    if config.head == "dpc":
-        steps = min(DpcConfig.pred_steps, views.num_blocks - 1)
-        dpc = DpcConfig(
-            encoder=config.encoder,
-            num_blocks=views.num_blocks,
-            block_len=views.block_len,
-            pred_steps=steps,
-        )
-        classifier: Classifier = DpcClassifier(dpc, num_classes, dropout=config.dropout)
-    else:
-        classifier = _pool_classifier(build_encoder(config.encoder), config, num_classes)
+    return config.encoder
+
+
+def _random(classifier: Classifier, config: EncoderConfig) -> Pretrained:
     return Pretrained(classifier, config.encoder, notes=("The encoder's weights are random.",))
 
 
-def _from_file(
-    path: Path, config: ClassifierConfig, views: ViewsConfig, num_classes: int
-) -> Pretrained:
-    if config.head == "dpc":
-        dpc = load_dpc(path, weights=config.weights)
-        dpc.config = dataclasses.replace(
-            dpc.config,
-            num_blocks=views.num_blocks,
-            block_len=views.block_len,
-            pred_steps=min(dpc.config.pred_steps, views.num_blocks - 1),
-        )
-        name = dpc.config.encoder
-        classifier: Classifier = DpcClassifier.from_dpc(dpc, num_classes, dropout=config.dropout)
-    else:
-        encoder = load_encoder(path, weights=config.weights)
-        name = encoder.name
-        classifier = _pool_classifier(encoder, config, num_classes)
+def _random_dpc(encoder: str, views: ViewsConfig) -> DpcConfig:
+    return DpcConfig(
+        encoder=encoder,
+        num_blocks=views.num_blocks,
+        block_len=views.block_len,
+        pred_steps=min(DpcConfig.pred_steps, views.num_blocks - 1),
+    )
+
+
+def _stored_dpc(path: Path, config: EncoderConfig, views: ViewsConfig) -> DPC:
+    dpc = load_dpc(path, weights=config.weights)
+    dpc.config = dataclasses.replace(
+        dpc.config,
+        num_blocks=views.num_blocks,
+        block_len=views.block_len,
+        pred_steps=min(dpc.config.pred_steps, views.num_blocks - 1),
+    )
+    return dpc
+
+
+def _verified(path: Path, config: EncoderConfig, classifier: Classifier, name: str) -> Pretrained:
+    """The classifier with its report, after comparing its encoder with the file's, by values."""
     if config.encoder and config.encoder != name:
         raise CheckpointError(
             f"{path}: holds the encoder {name}, but model.encoder asks for {config.encoder}"
@@ -195,7 +224,7 @@ def _from_file(
 
 
 def _pool_classifier(
-    encoder: Encoder, config: ClassifierConfig, num_classes: int
+    encoder: Encoder, config: EncoderConfig, num_classes: int
 ) -> EncoderClassifier:
     return EncoderClassifier(encoder, num_classes, dropout=config.dropout, head_norm=config.norm)
 

@@ -30,9 +30,10 @@ class Protocol:
 
     Attributes:
         name: ``full``, or ``paper_compat`` for the questionable one (``paper_compat.py``).
-        manifest: File name of the manifest that defined the splits.
+        manifest: File name of the manifest that defined the splits; empty for images.
+        dataset: Name of the dataset, where no manifest has it as its folder's.
         split: The split measured, e.g. ``test``.
-        folds: Official folds measured, 1-based.
+        folds: Official folds measured, 1-based; empty where the dataset has none.
         num_classes: Classes of the dataset.
         sampling: In words, which frames make a clip.
         clips: Temporal views a video.
@@ -40,16 +41,18 @@ class Protocol:
         size: Side of the square input, pixels.
         averaging: In words, how views become one decision.
         short: What happens to videos shorter than a clip (``loop``, ``pad`` or ``drop``).
-        num_videos: Videos scored.
+        num_videos: Videos scored; 0 in evaluations on images.
+        num_images: Images scored; 0 in evaluations on videos.
         num_short: Videos shorter than a clip.
         num_dropped: Videos left out for being short.
-        num_bad: Undecodable videos left out (``on_bad="skip"``); 0 means none was.
+        num_bad: Unreadable videos or images left out (``on_bad="skip"``); 0 means none was.
         selection: In words, how the weights (epoch, regularisation) were chosen.
         notes: Anything a reader must know before comparing the numbers.
     """
 
     name: ProtocolName = "full"
     manifest: str = ""
+    dataset: str = ""
     split: str = "test"
     folds: list[int] = field(default_factory=lambda: [1])
     num_classes: int = 0
@@ -60,6 +63,7 @@ class Protocol:
     averaging: str = ""
     short: str = ""
     num_videos: int = 0
+    num_images: int = 0
     num_short: int = 0
     num_dropped: int = 0
     num_bad: int = 0

@@ -1,4 +1,4 @@
-"""What evaluated weights have seen before: videos and negatives of the run that made them.
+"""What evaluated weights have seen before: the data and negatives of the run that made them.
 
 A pretraining run on the train split of fold 1 has seen the test videos of folds 2 and 3, without
 their labels. Numbers on those videos are then not numbers on unseen videos, and the Result says so.
@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from ndavid.checkpoint_files import FOLDER
+from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.errors import CheckpointError, NdavidError
+from ndavid.evaluation.image_views import same_images
 from ndavid.evaluation.report import Picture
 
 GALLERY_FILE = "negatives.png"
@@ -28,11 +30,33 @@ class TrainingRun:
     """The run of ours that a checkpoint comes from, as its ``config.yaml`` says."""
 
     folder: Path
-    manifest: str
-    fold: int
-    split: str
+    data: Mapping[str, Any]
+    """keys that say what it was trained on: of a manifest, or of an ``ImageDataConfig``"""
     nda: str
     """spec of its negative augmentation; empty for none, or where it has no such thing"""
+
+    @property
+    def manifest(self) -> str:
+        """The manifest it was trained on; empty for images."""
+        return str(self.data.get("manifest", ""))
+
+    @property
+    def fold(self) -> int:
+        """The fold it was trained on."""
+        return int(self.data.get("fold", 1))
+
+    @property
+    def split(self) -> str:
+        """The split it was trained on."""
+        return str(self.data.get("split", "train"))
+
+    def describe(self) -> str:
+        """Returns what it was trained on, in words; empty where its config does not say."""
+        if self.manifest:
+            return f"the {self.split} split of fold {self.fold} of {self.manifest}"
+        if "source" in self.data:
+            return f"the {self.split} split of {self.data['source']} {self.data.get('root', '')}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -40,8 +64,9 @@ class Provenance:
     """What is known about the data behind a checkpoint.
 
     Attributes:
-        details: For the Result: run, manifest, fold, split, NDA and ``test_videos_seen``, which is
-            None where it could not be found out. Empty for random weights.
+        details: For the Result: the run, what it was ``trained_on``, NDA, and how many of the
+            tested videos or images it has seen (``test_videos_seen``, ``test_images_seen``), which
+            is None where it could not be found out. Empty for random weights.
         notes: What a reader of the numbers must know.
     """
 
@@ -74,17 +99,26 @@ def training_run(checkpoint: str) -> TrainingRun | None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{config}: cannot be read: {error}") from error
     values = values if isinstance(values, Mapping) else {}
-    # Pretraining keeps its data under `data`; a fine-tuning run has manifest and fold on top.
-    data, nda = values.get("data", values), values.get("nda", {})
-    if not isinstance(data, Mapping) or not {"manifest", "fold"} <= data.keys():
-        return None
+    nda = values.get("nda", {})
     return TrainingRun(
         folder=run,
-        manifest=str(data["manifest"]),
-        fold=int(data["fold"]),
-        split=str(data.get("split", "train")),
+        data=_data_keys(values),
         nda=str(nda.get("spec", "")) if isinstance(nda, Mapping) else "",
     )
+
+
+def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a run's config that names its data; empty where none does.
+
+    DPC keeps it under ``data``, MoCo under ``data.video`` or ``data.images``, of which one is
+    filled in; a fine-tuning run on videos has manifest and fold on top.
+    """
+    data = config.get("data", config)
+    data = data if isinstance(data, Mapping) else {}
+    for part in (data, data.get("video"), data.get("images")):
+        if isinstance(part, Mapping) and (part.get("manifest") or part.get("root")):
+            return part
+    return {}
 
 
 def trace(checkpoint: str, tested: Sequence[ClipRecord], fold: int) -> Provenance:
@@ -101,19 +135,18 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], fold: int) -> Provenanc
     if not checkpoint:
         return Provenance()
     run = training_run(checkpoint)
-    if run is None:
-        note = "What the weights were trained on is not recorded: test videos may be among it."
-        return Provenance(notes=(note,))
+    if run is None or not (where := run.describe()):
+        return _unrecorded("videos")
     seen = _count_seen(run, tested)
     details = {
         "run": str(run.folder),
+        "trained_on": where,
         "manifest": run.manifest,
         "fold": run.fold,
         "split": run.split,
         "nda": run.nda,
         "test_videos_seen": seen,
     }
-    where = f"the {run.split} split of fold {run.fold} of {run.manifest}"
     if seen is None:
         note = f"The weights come from {where}, which cannot be read here: overlap not checked."
         return Provenance(details, (note,))
@@ -126,13 +159,44 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], fold: int) -> Provenanc
     return Provenance(details)
 
 
-def gallery(checkpoint: str, folds: Iterable[int]) -> list[Picture]:
+def trace_images(checkpoint: str, tested: ImageDataConfig, count: int) -> Provenance:
+    """Returns where weights come from, and whether they were trained on the tested images.
+
+    Two sets are the same where source and split are, and for folders and archives the place too.
+
+    Args:
+        checkpoint: As ``training_run`` takes it; empty for random weights.
+        tested: The images of the test.
+        count: How many they are.
+    """
+    if not checkpoint:
+        return Provenance()
+    run = training_run(checkpoint)
+    if run is None or not (where := run.describe()):
+        return _unrecorded("images")
+    leak = same_images(tested, run.data)
+    details = {
+        "run": str(run.folder),
+        "trained_on": where,
+        "nda": run.nda,
+        "test_images_seen": count if leak else 0,
+    }
+    note = f"LEAK: the weights were trained on the {count} test images ({where})."
+    return Provenance(details, (note,) if leak else ())
+
+
+def _unrecorded(unit: str) -> Provenance:
+    note = f"What the weights were trained on is not recorded: test {unit} may be among it."
+    return Provenance(notes=(note,))
+
+
+def gallery(checkpoint: str, folds: Iterable[int] = (1,)) -> list[Picture]:
     """Returns the pictures of negatives that the pretraining runs left in their folders."""
     pictures: dict[Path, Picture] = {}
     for fold in folds if checkpoint else ():
         run = training_run(checkpoint_of(checkpoint, fold))
         if run is not None and (image := run.folder / GALLERY_FILE).is_file():
-            caption = f"What {run.nda or 'the negative augmentation'} made of a training clip in "
+            caption = f"What {run.nda or 'the negative augmentation'} made of a training sample in "
             pictures[run.folder] = Picture(
                 title="Negatives of the pretraining",
                 image=image,
@@ -142,6 +206,8 @@ def gallery(checkpoint: str, folds: Iterable[int]) -> list[Picture]:
 
 
 def _count_seen(run: TrainingRun, tested: Sequence[ClipRecord]) -> int | None:
+    if not run.manifest:
+        return 0  # Images hold none of the videos.
     try:
         trained_on = read_manifest(run.manifest).select(run.split, run.fold)
     except NdavidError:

@@ -32,12 +32,18 @@ from ndavid.evaluation.figures import (
     frame_sheet,
 )
 from ndavid.evaluation.intervals import Metric
-from ndavid.evaluation.protocol import Result
+from ndavid.evaluation.protocol import Protocol, Result
 
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
 
 _MAX_PER_CLASS_OPEN = 30
+_OVERVIEW = {
+    "top1": "top-1 accuracy",
+    "R@1": "retrieval R@1",
+    "top1_k20": "kNN top-1, k = 20",
+    "top1_k200": "kNN top-1, k = 200",
+}
 _NOT_DRAWN = {"step", "epoch", "time", "seconds_data", "seconds_compute", "samples_per_s"}
 
 
@@ -132,7 +138,7 @@ def write_outputs(
     result: Result,
     config: Any,
     output: str | os.PathLike[str],
-    manifest: str,
+    manifest: str = "",
     *,
     backend: str = "pyav",
     pictures: Sequence[Picture] = (),
@@ -142,8 +148,8 @@ def write_outputs(
     Args:
         result: Gets the resolved config.
         config: The evaluator's config dataclass.
-        output: Folder; runs inside it (``fold_1/metrics.jsonl``) become curves.
-        manifest: Where the videos of retrieved neighbours are.
+        output: Folder; the run that it is, or runs inside it (``fold_1/``), become curves.
+        manifest: Where the videos of retrieved neighbours are; empty for images.
         backend: Decoder for their frames.
         pictures: Extra pictures, e.g. the negatives of the pretraining.
     """
@@ -152,14 +158,15 @@ def write_outputs(
         return result
     folder = Path(output)
     result.save(folder / RESULT_FILE)
-    runs = {path.parent.name: path for path in sorted(folder.glob("*/metrics.jsonl"))}
-    dataset = Path(result.protocol.manifest).parent.name
+    logs = [*folder.glob("metrics.jsonl"), *sorted(folder.glob("*/metrics.jsonl"))]
+    runs = {path.parent.name: path for path in logs}
+    dataset = result.protocol.dataset or Path(result.protocol.manifest).parent.name
     report = Report(
         title=f"{result.task.replace('_', ' ').capitalize()} on {dataset}",
         rows=[ReportRow(name=result.task, result=result)],
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
         pictures=list(pictures),
-        videos=read_manifest(manifest).root,
+        videos=read_manifest(manifest).root if manifest else None,
         backend=backend,
     )
     page = write_report(report, folder / REPORT_FILE)
@@ -215,9 +222,9 @@ def _picture_url(picture: Picture) -> str:
 
 
 def _overview(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
-    """One interval plot a task that has top-1 accuracy or R@1."""
+    """One interval plot for each of the usual numbers that two evaluations have."""
     plots = []
-    for metric, label in (("top1", "top-1 accuracy"), ("R@1", "retrieval R@1")):
+    for metric, label in _OVERVIEW.items():
         found = [
             (row.name, row.result.metrics[metric]) for row in rows if metric in row.result.metrics
         ]
@@ -360,11 +367,9 @@ def _protocol_rows(result: Result) -> list[tuple[str, str]]:
     protocol = result.protocol
     rows = [
         ("protocol", protocol.name),
-        ("data", f"{protocol.manifest}, {protocol.num_classes} classes"),
-        ("split", f"{protocol.split}, fold {', '.join(map(str, protocol.folds))}"),
-        ("videos", _counted(result)),
-        ("clip", protocol.sampling),
-        ("views", f"{protocol.clips} clips × {protocol.crops} crops, {protocol.size} px"),
+        ("data", f"{protocol.dataset or protocol.manifest}, {protocol.num_classes} classes"),
+        ("split", _split(protocol)),
+        *_looked_at(protocol),
         ("averaging", protocol.averaging),
         ("short videos", protocol.short),
         ("weights chosen by", protocol.selection),
@@ -388,17 +393,33 @@ def _weights(source: dict[str, str]) -> str:
 def _pretraining_data(details: dict[str, Any]) -> str:
     if not details:
         return ""
-    seen = details["test_videos_seen"]
-    overlap = "overlap with test unknown" if seen is None else f"{seen} test videos among it"
-    return f"{details['split']} of fold {details['fold']}, {details['manifest']}; {overlap}"
+    unit = "images" if "test_images_seen" in details else "videos"
+    seen = details[f"test_{unit}_seen"]
+    overlap = "overlap with test unknown" if seen is None else f"{seen} test {unit} among it"
+    return f"{details['trained_on']}; {overlap}"
 
 
-def _counted(result: Result) -> str:
-    protocol = result.protocol
-    return (
+def _split(protocol: Protocol) -> str:
+    folds = f", fold {', '.join(map(str, protocol.folds))}" if protocol.folds else ""
+    return protocol.split + folds
+
+
+def _looked_at(protocol: Protocol) -> list[tuple[str, str]]:
+    """How many test items there were, and what was seen of each."""
+    if not protocol.num_videos and protocol.dataset:
+        return [
+            ("images", f"{protocol.num_images} scored; {protocol.num_bad} unreadable"),
+            ("view", f"{protocol.sampling}, {protocol.size} px"),
+        ]
+    counts = (
         f"{protocol.num_videos} scored; {protocol.num_short} shorter than a clip, "
         f"{protocol.num_dropped} dropped, {protocol.num_bad} undecodable"
     )
+    return [
+        ("videos", counts),
+        ("clip", protocol.sampling),
+        ("views", f"{protocol.clips} clips × {protocol.crops} crops, {protocol.size} px"),
+    ]
 
 
 def _neighbours(examples: list[dict[str, Any]], report: Report) -> list[dict[str, Any]]:

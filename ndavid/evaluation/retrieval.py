@@ -19,13 +19,18 @@ from torch import Tensor
 from ndavid.engine.rng import generator
 from ndavid.errors import ConfigError
 from ndavid.evaluation.features import Features
-from ndavid.evaluation.frozen import FrozenConfig, FrozenFold, measure_folds, write_result
+from ndavid.evaluation.frozen_videos import (
+    FrozenFold,
+    FrozenVideosConfig,
+    measure_folds,
+    write_result,
+)
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
 from ndavid.evaluation.protocol import Result
 
 
 @dataclass(kw_only=True)
-class RetrievalConfig(FrozenConfig):
+class RetrievalConfig(FrozenVideosConfig):
     """Nearest-neighbour retrieval with frozen features."""
 
     output: str = "runs/retrieval"
@@ -52,22 +57,18 @@ def run(config: RetrievalConfig) -> Result:
 
 def _query_fold(config: RetrievalConfig, fold: FrozenFold) -> Result:
     gallery, queries = fold.train, fold.test
-    order = nearest(queries.pooled(), gallery.pooled(), count=len(gallery.paths))
-    note = (
-        f"Gallery: {len(gallery.paths)} training videos ({gallery.report.num_dropped} short ones "
-        f"dropped, {len(gallery.bad)} undecodable)."
-    )
+    order = nearest(queries.pooled(), gallery.pooled(), count=len(gallery.names))
     protocol = fold.protocol(
         averaging="features averaged over views, cosine similarity",
         selection="nothing is trained",
-        notes=[note],
+        notes=[f"Gallery: {fold.gallery}."],
     )
     return fold.result(
         "retrieval",
         recalls(order, queries.labels, gallery.labels, config.ks),
         protocol,
         chance=_chance(queries.labels, gallery.labels),
-        details={"neighbours": _examples(config, order, queries, gallery, fold.manifest.classes)},
+        details={"neighbours": _examples(config, order, queries, gallery, fold.classes)},
     )
 
 
@@ -120,17 +121,17 @@ def _examples(
     classes: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Random queries with their neighbours: drawn blindly, so that they show the typical case."""
-    draw = torch.randperm(len(queries.paths), generator=generator(config.seed, "examples"))
+    draw = torch.randperm(len(queries.names), generator=generator(config.seed, "examples"))
     asked, known = queries.pooled().double(), gallery.pooled().double()
     examples = []
     for query in draw[: config.num_examples].tolist():
         label = int(queries.labels[query])
         examples.append(
             {
-                "query": {"path": queries.paths[query], "class": classes[label]},
+                "query": {"path": queries.names[query], "class": classes[label]},
                 "neighbours": [
                     {
-                        "path": gallery.paths[found],
+                        "path": gallery.names[found],
                         "class": classes[int(gallery.labels[found])],
                         "similarity": float(F.cosine_similarity(asked[query], known[found], dim=0)),
                         "correct": int(gallery.labels[found]) == label,

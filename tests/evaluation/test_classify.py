@@ -151,10 +151,10 @@ def test_confusion_matrix_against_a_loop() -> None:
 def test_the_per_class_table_names_the_worst_confusion_and_empty_classes() -> None:
     confusion = torch.tensor([[6, 1, 3], [0, 5, 0], [0, 0, 0]])
     first, second, third = per_class_table(confusion, ["walk", "run", "sit"])
-    assert (first["correct"], first["videos"], first["accuracy"]) == (6, 10, 0.6)
-    assert (first["confused_with"], first["confused_videos"]) == ("sit", 3)
+    assert (first["correct"], first["count"], first["accuracy"]) == (6, 10, 0.6)
+    assert (first["confused_with"], first["confused_count"]) == ("sit", 3)
     assert (second["accuracy"], second["confused_with"]) == (1.0, "")
-    assert third["accuracy"] is None and third["videos"] == 0
+    assert third["accuracy"] is None and third["count"] == 0
 
 
 def test_two_ranks_score_each_video_once(tmp_path: Path) -> None:

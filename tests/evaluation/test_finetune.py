@@ -24,14 +24,10 @@ from ndavid.engine.optim import OptimConfig, build_optimizer, set_lr
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.classify import classify, confusion_matrix
-from ndavid.evaluation.finetune import (
-    FinetuneConfig,
-    FrozenEncoderMethod,
-    parameter_groups,
-    run,
-)
+from ndavid.evaluation.finetune import FinetuneConfig, run
 from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
 from ndavid.evaluation.protocol import Result, file_digest, load_result
+from ndavid.evaluation.training import FrozenEncoderMethod, parameter_groups
 from ndavid.evaluation.views import ViewsConfig, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.dpc import DPC, DpcConfig
@@ -166,7 +162,7 @@ def test_validation_comes_from_train_groups_and_picks_the_epoch(
 ) -> None:
     result = run(config(epochs=3, validation=0.25))
     assert "3 videos of held-out train groups" in result.protocol.selection
-    assert result.details["training"]["videos"] == 9
+    assert result.details["training"]["items"] == 9
     records = [
         json.loads(line)
         for line in (tmp_path / "out" / "fold_1" / "metrics.jsonl").read_text().splitlines()

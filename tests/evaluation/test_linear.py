@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ndavid.data.sampling import ShortClipReport
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import accuracies
 from ndavid.evaluation.features import Features
@@ -32,8 +31,7 @@ def features(videos: int = 90, views: int = 2, noise: float = 0.3, seed: int = 0
     corners = torch.eye(3, 5)[labels].unsqueeze(1)
     values = corners + noise * torch.randn(videos, views, 5, generator=draw)
     values = values * torch.tensor([1.0, 100.0, 0.01, 1.0, 1.0]) + 7
-    paths = tuple(f"{i}.mp4" for i in range(videos))
-    return Features(values, labels, paths, (), ShortClipReport("loop", 0, 0, ()))
+    return Features(values, labels, tuple(f"{i}.mp4" for i in range(videos)))
 
 
 @pytest.mark.parametrize("per_view", [False, True])
@@ -57,9 +55,7 @@ def test_labels_without_relation_to_the_features_stay_at_chance() -> None:
 def test_a_class_without_training_videos_is_never_predicted() -> None:
     train = features()
     keep = train.labels != 1
-    paths = tuple(p for p, kept in zip(train.paths, keep.tolist(), strict=True) if kept)
-    part = Features(train.values[keep], train.labels[keep], paths, (), train.report)
-    probe, _ = fit_probe(part, 4, 1e-3, LinearConfig())
+    probe, _ = fit_probe(train.subset(keep), 4, 1e-3, LinearConfig())
     found = predict(probe, train, 4, LinearConfig())
     assert found.values[:, [1, 3]].abs().max() == 0
 

@@ -1,0 +1,117 @@
+"""Frozen features of videos, fold by fold; what is done with them is the evaluator's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from ndavid.data.manifest import Manifest
+from ndavid.engine.distributed import make_accelerator
+from ndavid.evaluation.features import Extraction, video_digest
+from ndavid.evaluation.frozen import Frozen
+from ndavid.evaluation.pretrained import load_classifier, locate_each
+from ndavid.evaluation.protocol import Result, mean_over_folds
+from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
+from ndavid.evaluation.report import write_outputs
+from ndavid.evaluation.settings import FrozenSettings, VideoConfig
+from ndavid.evaluation.views import ViewsConfig, describe, open_manifest, views_dataset
+
+
+@dataclass(kw_only=True)
+class FrozenVideosConfig(VideoConfig, FrozenSettings):
+    """Which frozen features of which videos; the evaluator adds what it does with them."""
+
+    views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1))
+    """what is read from each video, training and test alike"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFold(Frozen):
+    """One official fold's features; ``fold`` is its number, 1-based."""
+
+    fold: int
+    manifest: Manifest
+
+
+ConfigT = TypeVar("ConfigT", bound=FrozenVideosConfig)
+
+
+def measure_folds(config: ConfigT, measure: Callable[[ConfigT, FrozenFold], Result]) -> Result:
+    """Returns the mean over the folds of what ``measure`` finds on each.
+
+    Raises:
+        CheckpointError: If a fold's checkpoint is missing or damaged, before the first is measured.
+    """
+    device = make_accelerator(device=config.device).device
+    locate_each(config.checkpoint, config.folds)
+    return mean_over_folds(
+        [measure(config, load_fold(config, fold, device)) for fold in config.folds]
+    )
+
+
+def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> FrozenFold:
+    """Returns the features of one fold, computed on ``device`` or read from the cache.
+
+    Raises:
+        CheckpointError, ConfigError: As ``load_classifier``.
+        DataError, DecodeError: As ``open_manifest`` and ``Extraction``.
+    """
+    started = time.monotonic()
+    views, manifest = config.views, open_manifest(config.manifest)
+    weights = checkpoint_of(config.checkpoint, fold)
+    provenance = trace(weights, manifest.select(config.split, fold), fold)
+    loaded = load_classifier(weights, config.model, views, len(manifest.classes), seed=config.seed)
+    extract = Extraction(
+        loaded.classifier,
+        device,
+        config.cache_folder(),
+        on_bad=views.on_bad,
+        views_per_batch=views.views_per_batch,
+        views_per_item=views.clips * views.crops,
+        num_workers=views.num_workers,
+    )
+    features, reports = [], []
+    for split in ("train", config.split):
+        dataset, report = views_dataset(manifest.select(split, fold), manifest, views)
+        names = [record.path for record in dataset.records]
+        digest = video_digest(dataset.records, manifest, views)
+        features.append(extract(dataset, digest, names, f"{split} features"))
+        reports.append(report)
+    train, test = features
+    looked_at = describe(
+        views, config.manifest, manifest, reports[1], split=config.split, fold=fold
+    )
+    looked_at.num_videos = len(test.names)
+    return FrozenFold(
+        classes=manifest.classes,
+        loaded=loaded,
+        provenance=provenance,
+        train=train,
+        test=test,
+        looked_at=looked_at,
+        gallery=(
+            f"{len(train.names)} training videos ({reports[0].num_dropped} short ones dropped, "
+            f"{len(train.bad)} undecodable)"
+        ),
+        seed=config.seed,
+        device=device,
+        started=started,
+        fold=fold,
+        manifest=manifest,
+    )
+
+
+def write_result(result: Result, config: FrozenVideosConfig) -> Result:
+    """Writes ``result.json`` and ``report.html`` into the output folder; returns the result."""
+    return write_outputs(
+        result,
+        config,
+        config.output,
+        config.manifest,
+        backend=config.views.backend,
+        pictures=gallery(config.checkpoint, config.folds),
+    )

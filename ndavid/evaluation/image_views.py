@@ -1,0 +1,122 @@
+"""How evaluations look at images: one centre crop each, named in the Protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ndavid.data.image_sources import ImageSource
+from ndavid.data.images import ImageDataConfig, image_eval_transform, open_images
+from ndavid.data.worker_errors import data_errors_leave_workers
+from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.protocol import Protocol
+
+
+@dataclass(kw_only=True)
+class ImageViewsConfig:
+    """What is seen of each image."""
+
+    size: int = 32
+    """side of the square input, pixels"""
+    resize: int | None = None
+    """short side before the centre crop; null: size * 256 / 224, or size itself below 64 pixels"""
+    on_bad: Literal["raise", "skip"] = "raise"
+    """an unreadable image: an error, or left out and counted in the result"""
+    views_per_batch: int = 256
+    """images a forward pass"""
+    num_workers: int = 2
+    """loader processes; 0 is fastest for small images, which lie in memory"""
+
+    def __post_init__(self) -> None:
+        if self.views_per_batch < 1 or self.num_workers < 0:
+            raise ConfigError("views_per_batch must be at least 1, num_workers not negative")
+        image_eval_transform(self.size, resize=self.resize)
+
+
+class TestImages:
+    """The views of a source's images; an unreadable one is told in ``bad``, for ``per_item``."""
+
+    def __init__(self, source: ImageSource, views: ImageViewsConfig) -> None:
+        self.source = source
+        self.views = views
+        self.transform = image_eval_transform(views.size, resize=views.resize)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample: dict[str, Any] = {
+            "label": int(self.source.labels[index]),
+            "index": index,
+            "bad": [],
+        }
+        with data_errors_leave_workers():
+            try:
+                sample["image"] = self.transform(self.source.read(index))
+            except DataError as error:
+                sample["bad"].append((error.path, error.reason))
+        return sample
+
+    def digest(self) -> str:
+        """Returns what features of these images depend on beside the weights, as a SHA-256."""
+        seen = [self.source.digest, self.transform.size, self.transform.resize]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def open_labelled(data: ImageDataConfig, test_split: str) -> tuple[ImageSource, ImageSource]:
+    """Opens the training and the test images of an evaluation.
+
+    Raises:
+        ConfigError, DataError: As ``open_images``.
+        DataError: If an image of either has no label, or they have other classes.
+    """
+    train, test = open_images(data), open_images(data, split=test_split)
+    for source in (train, test):
+        if (unlabelled := int((source.labels < 0).sum())) or not len(source):
+            reason = f"{unlabelled} of {len(source)} images have no label to evaluate with"
+            raise DataError(source.origin, reason)
+    if train.classes != test.classes:
+        raise DataError(test.origin, f"other classes in {test_split} than in {data.split}")
+    return train, test
+
+
+def dataset_name(data: ImageDataConfig) -> str:
+    """Returns what a reader calls the set: ``cifar10``, or the name of a folder or archive."""
+    if data.source in ("folder", "packed"):
+        return Path(data.root).absolute().stem
+    return data.source
+
+
+def describe_images(
+    views: ImageViewsConfig, data: ImageDataConfig, source: ImageSource, *, split: str
+) -> Protocol:
+    """Returns the Protocol fields that follow from data and views; the evaluator adds the rest."""
+    transform = image_eval_transform(views.size, resize=views.resize)
+    shown = f"short side to {transform.resize} px, centre crop"
+    return Protocol(
+        dataset=dataset_name(data),
+        split=split,
+        folds=[],
+        num_classes=len(source.classes),
+        sampling=shown,
+        size=views.size,
+        notes=[f"Classes: those listed in {Path(data.class_list).name}."]
+        if data.class_list
+        else [],
+    )
+
+
+def same_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
+    """Whether another run's ``data`` keys name the same images as ``one``, by source and split."""
+    mine = dataclasses.asdict(one)
+    keys = ("source", "split", "class_list")
+    if any(mine[key] != other.get(key, "") for key in keys):
+        return False
+    if one.source not in ("folder", "packed"):
+        return True  # Of torchvision's sets there is one each, wherever it lies.
+    return Path(one.root).resolve() == Path(str(other.get("root", ""))).resolve()
