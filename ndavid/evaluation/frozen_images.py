@@ -16,8 +16,8 @@ from ndavid.engine.rng import derive_seed
 from ndavid.evaluation.features import Extraction, Features
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.image_views import (
+    ImageViews,
     ImageViewsConfig,
-    TestImages,
     describe_images,
     open_labelled,
 )
@@ -39,6 +39,11 @@ class FrozenImages(Frozen):
 
     extract: Extraction
     test_source: ImageSource
+
+
+def load_frozen_images(config: FrozenImagesConfig) -> FrozenImages:
+    """Returns ``load_images`` with the config's own seed, device and cache."""
+    return load_images(config, seed=config.seed, device=config.device, cache=config.cache_folder())
 
 
 def load_images(
@@ -67,7 +72,7 @@ def load_images(
     views = config.views
     train_source, test_source = open_labelled(config.data, config.test_split)
     train_source = share_of_labels(train_source, label_fraction, seed)
-    tested = test_config(config)
+    tested = measured_images(config)
     provenance = trace_images(config.checkpoint, tested, len(test_source))
     loaded = load_pooled(config.checkpoint, config.model, len(train_source.classes), seed=seed)
     extract = Extraction(
@@ -106,7 +111,7 @@ def share_of_labels(source: ImageSource, fraction: float, seed: int) -> ImageSou
     return SubsetImages(source, drawn)
 
 
-def test_config(config: ImageConfig) -> ImageDataConfig:
+def measured_images(config: ImageConfig) -> ImageDataConfig:
     """Returns the data config of the images that are measured."""
     return dataclasses.replace(config.data, split=config.test_split)
 
@@ -115,7 +120,7 @@ def image_features(
     extract: Extraction, source: ImageSource, views: ImageViewsConfig, words: str
 ) -> Features:
     """Returns the features of all images of a source."""
-    dataset = TestImages(source, views)
+    dataset = ImageViews(source, views)
     names = [source.name(index) for index in range(len(source))]
     return extract(dataset, dataset.digest(), names, words)
 

@@ -38,7 +38,7 @@ class ImageViewsConfig:
         image_eval_transform(self.size, resize=self.resize)
 
 
-class TestImages:
+class ImageViews:
     """The views of a source's images; an unreadable one is told in ``bad``, for ``per_item``."""
 
     def __init__(self, source: ImageSource, views: ImageViewsConfig) -> None:

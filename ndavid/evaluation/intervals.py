@@ -1,4 +1,4 @@
-"""95% intervals of proportions and of means of proportions, in closed form.
+"""95% intervals of proportions, of means of proportions and of AUROC, without resampling.
 
 Sources:
     Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference": the score
@@ -6,6 +6,9 @@ Sources:
     Zou & Donner (2008), "Construction of confidence limits about effect measures: a general
     approach" (MOVER): the interval of a weighted sum of independent proportions from their own
     intervals. With one term it is the Wilson interval itself.
+    Newcombe (2006), "Confidence intervals for an effect size measure based on the Mann-Whitney
+    statistic. Part 2": the score interval of an AUROC (its method 5), Wilson's idea with the
+    variance of Hanley and McNeil (1982), which stays sensible at 1 too.
 
 An interval here covers the choice of test videos. It knows nothing of seeds: two trainings differ
 by more than it says.
@@ -14,8 +17,11 @@ by more than it says.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the normal distribution: two-sided 95%."""
@@ -92,3 +98,51 @@ def mean_class_accuracy(correct: Sequence[int], total: Sequence[int]) -> Metric:
     return mean_of_independent(
         [wilson(hits, videos) for hits, videos in zip(correct, total, strict=True) if videos]
     )
+
+
+def auroc(negatives: Tensor, positives: Tensor) -> Metric:
+    """Returns the probability that a positive scores above a negative, equal scores half.
+
+    This is the area under the ROC curve, with its 95% Newcombe interval; ``n`` counts both.
+
+    Args:
+        negatives: (M,) scores, finite.
+        positives: (N,) scores, finite.
+
+    Raises:
+        ValueError: Without scores on either side.
+    """
+    if not len(negatives) or not len(positives):
+        raise ValueError("an AUROC needs scores of both kinds")
+    ordered, asked = negatives.double().sort().values, positives.double()
+    below = torch.searchsorted(ordered, asked)
+    not_above = torch.searchsorted(ordered, asked, right=True)
+    pairs = len(negatives) * len(positives)
+    area = float((below + not_above).sum()) / 2 / pairs
+    low, high = _newcombe(area, len(negatives), len(positives))
+    return Metric(area, len(negatives) + len(positives), low, high)
+
+
+def _newcombe(area: float, negatives: int, positives: int) -> tuple[float, float]:
+    """The areas that would put ``area`` exactly at the edge of their own 95% interval."""
+    others = (negatives + positives) / 2 - 1
+
+    def excess(candidate: float) -> float:
+        spread = (1 - candidate) / (2 - candidate) + candidate / (1 + candidate)
+        variance = candidate * (1 - candidate) * (1 + others * spread) / (negatives * positives)
+        return (candidate - area) ** 2 - Z_95**2 * variance
+
+    low = 0.0 if area == 0 else _bisect(excess, 0.0, area)
+    high = 1.0 if area == 1 else _bisect(excess, 1.0, area)
+    return low, high
+
+
+def _bisect(excess: Callable[[float], float], outside: float, inside: float) -> float:
+    """Where ``excess`` changes its sign between a point where it is positive and one where not."""
+    for _ in range(100):
+        middle = (outside + inside) / 2
+        if excess(middle) > 0:
+            outside = middle
+        else:
+            inside = middle
+    return (outside + inside) / 2

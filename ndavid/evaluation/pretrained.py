@@ -218,7 +218,11 @@ def _verified(path: Path, config: EncoderConfig, classifier: Classifier, name: s
         classifier,
         name,
         source={"path": str(weights), "sha256": file_digest(weights)},
-        key_report=dataclasses.asdict(report) | {"fraction": report.fraction},
+        # Lists, as they come back out of a Result's JSON.
+        key_report={
+            "fraction": report.fraction,
+            **{kind: list(keys) for kind, keys in dataclasses.asdict(report).items()},
+        },
         notes=_notes(classifier),
     )
 

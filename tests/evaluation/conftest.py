@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from ndavid.data.manifest import ClipRecord, Manifest
 
@@ -52,4 +53,34 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ClipRecord(path, label, f"g{group:02d}", FRAMES, 25.0, SIDE, SIDE, splits_of(group))
             )
     Manifest(root, CLASSES, tuple(records)).write(root / "manifest.csv")
+    return root
+
+
+IMAGES_PER_CLASS = {"train": 16, "test": 6, "far": 8}
+
+
+def write_coloured_image(path: Path, colour: int, seed: int, *, broken: bool = False) -> None:
+    """A PNG of a bright square of one colour channel on grey noise, or noise alone."""
+    draw = np.random.default_rng(seed)
+    picture = draw.integers(60, 110, (SIDE, SIDE, 3), dtype=np.uint8)
+    if broken:
+        picture = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    else:
+        top, left = draw.integers(0, SIDE // 2, 2)
+        picture[top : top + 16, left : left + 16] = 20
+        picture[top : top + 16, left : left + 16, colour] = 240
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+@pytest.fixture(scope="session")
+def coloured_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image tree of the same three classes: train/, test/, and far/, which is white noise."""
+    root = tmp_path_factory.mktemp("coloured_images")
+    for place, (split, count) in enumerate(IMAGES_PER_CLASS.items()):
+        for label, name in enumerate(CLASSES):
+            for index in range(count):
+                seed = 1000 * place + 100 * label + index
+                path = root / split / name / f"{index:03d}.png"
+                write_coloured_image(path, label, seed, broken=split == "far")
     return root

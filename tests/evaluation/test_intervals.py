@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from ndavid.evaluation.intervals import (
+    auroc,
     mean_class_accuracy,
     mean_of_independent,
     top_k_accuracy,
@@ -104,3 +106,45 @@ def test_perfect_results_keep_an_interval() -> None:
 
 def test_top_k_accuracy_counts_hits() -> None:
     assert top_k_accuracy([True, False, True, True]) == wilson(3, 4)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_auroc_equals_scikit_learns_and_the_loop(seed: int, inside: int, outside: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    # Few distinct values, so that there are ties.
+    negatives = torch.randint(0, 6, (inside,), generator=draw).float()
+    positives = torch.randint(1, 8, (outside,), generator=draw).float()
+    found = auroc(negatives, positives)
+    wins = sum((p > n) + (p == n) / 2 for p in positives.tolist() for n in negatives.tolist())
+    assert found.value == pytest.approx(wins / (inside * outside))
+    truth = [0] * inside + [1] * outside
+    scores = [*negatives.tolist(), *positives.tolist()]
+    assert found.value == pytest.approx(roc_auc_score(truth, scores))
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.n == inside + outside
+    mirrored = auroc(-negatives, -positives)
+    assert mirrored.low == pytest.approx(1 - found.high, abs=1e-6)
+
+
+def test_a_perfect_auroc_of_few_scores_is_not_certain() -> None:
+    few, many = (auroc(torch.zeros(count), torch.ones(count)) for count in (5, 500))
+    assert few.value == many.value == few.high == 1.0
+    assert few.low < 0.85 < 0.98 < many.low
+
+
+def test_the_auroc_interval_covers_as_often_as_it_says() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shift = 1.0
+    truth = 0.5 * (1 + math.erf(shift / 2))  # P(N(1, 1) > N(0, 1))
+    hits = []
+    for _ in range(2000):
+        negatives, positives = torch.randn(2, 30, generator=draw)
+        found = auroc(negatives, positives + shift)
+        hits.append(found.low <= truth <= found.high)
+    assert 0.93 < sum(hits) / len(hits) < 0.975
+
+
+def test_an_auroc_needs_both_kinds() -> None:
+    with pytest.raises(ValueError, match="both kinds"):
+        auroc(torch.zeros(0), torch.ones(3))

@@ -1,0 +1,30 @@
+"""kNN classification of images with frozen features (``knn.py`` has the vote)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ndavid.evaluation.frozen_images import (
+    FrozenImagesConfig,
+    load_frozen_images,
+    write_image_result,
+)
+from ndavid.evaluation.knn import KnnSettings, classify_by_neighbours
+from ndavid.evaluation.protocol import Result
+
+
+@dataclass(kw_only=True)
+class ImageKnnConfig(FrozenImagesConfig, KnnSettings):
+    """kNN classification of images with frozen features."""
+
+    output: str = "runs/image_knn"
+    """folder for result.json and report.html"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_votes()
+
+
+def run(config: ImageKnnConfig) -> Result:
+    """Classifies the test images, writes ``result.json`` and returns it."""
+    return write_image_result(classify_by_neighbours(load_frozen_images(config), config), config)
