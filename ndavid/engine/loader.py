@@ -44,6 +44,16 @@ class _Guarded:
         except NdavidError as error:
             return error
 
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """A batch at once, where the dataset knows a quicker way than one by one."""
+        together = getattr(self.dataset, "__getitems__", None)
+        if together is None:
+            return [self[key] for key in keys]
+        try:
+            return list(together(keys))
+        except NdavidError as error:
+            return [error]
+
 
 class _GuardedCollate:
     def __init__(self, collate: Collate) -> None:

@@ -24,9 +24,12 @@ from ndavid.models.cifar_stem import cifar_resnet
 from ndavid.models.encoder_base import ClipSizeError, Encoder, ImageEncoder
 from ndavid.models.mvit import PytorchvideoMvit, TorchvisionMvit
 from ndavid.models.precision import guard_cpu_bfloat16
+from ndavid.models.residual_frames import ResidualFrames
 from ndavid.models.resnet2d3d import DEPTHS, ResNet2d3d
 
 Body = tuple[str, ...]
+
+_RESIDUAL = "residual:"
 
 # The networks of pytorchvideo.models.hub that read one clip and hold a map before their head.
 _PYTORCHVIDEO_NETS = (
@@ -60,20 +63,30 @@ def build_encoder(name: str, *, pretrained: bool = False) -> Encoder:
     Names: ``resnet2d3d10`` (or 18, 34, 50), ``torchvision:r3d_18``, ``pytorchvideo:slow_r50``, and
     for images (B, C, H, W) -> (B, feature_dim, h, w) as well ``torchvision:resnet50``,
     ``timm:resnet18``, ``cifar:resnet18`` and their kin (:func:`encoder_names` lists all).
-    ``pretrained`` asks for the library's own weights, which it downloads. Its convolutions are safe
-    in bfloat16 on the CPU.
+    ``residual:`` before any of them feeds it the differences of neighbouring frames. ``pretrained``
+    asks for the library's own weights, which it downloads. Its convolutions are safe in bfloat16 on
+    the CPU.
 
     Raises ConfigError for an unknown name, naming the nearest, or where there are no weights.
     """
+    if name.startswith(_RESIDUAL):
+        encoder: Encoder = ResidualFrames(
+            build_encoder(name.removeprefix(_RESIDUAL), pretrained=pretrained)
+        )
+    else:
+        encoder = _build_network(name, pretrained)
+        guard_cpu_bfloat16(encoder)
+    encoder.name = name
+    return encoder
+
+
+def _build_network(name: str, pretrained: bool) -> Encoder:
     library, _, model = name.rpartition(":")
     # A timm name may end in the tag of its weights: "resnet18.a1_in1k".
     stem = model.partition(".")[0] if library == "timm" else model
     if library not in _BUILDERS or stem not in _models_of(library):
         raise ConfigError(_unknown(name))
-    encoder = _BUILDERS[library](model, pretrained)
-    encoder.name = name
-    guard_cpu_bfloat16(encoder)
-    return encoder
+    return _BUILDERS[library](model, pretrained)
 
 
 def encoder_names() -> tuple[str, ...]:
