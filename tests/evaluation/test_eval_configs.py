@@ -8,25 +8,64 @@ import pytest
 
 from ndavid.config import from_yaml
 from ndavid.evaluation.finetune import FinetuneConfig
+from ndavid.evaluation.image_finetune import ImageFinetuneConfig
+from ndavid.evaluation.image_knn import ImageKnnConfig
+from ndavid.evaluation.image_linear import ImageLinearConfig
+from ndavid.evaluation.knn import KnnConfig
 from ndavid.evaluation.linear import LinearConfig
-from ndavid.evaluation.pretrained import load_classifier
+from ndavid.evaluation.ood import OodConfig, parse_source
+from ndavid.evaluation.pretrained import load_classifier, load_pooled
 from ndavid.evaluation.retrieval import RetrievalConfig
+from ndavid.methods.nda_config import NegativesConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "eval" / "configs"
-KINDS = {
+VIDEO_KINDS = {
     "finetune": FinetuneConfig,
     "scratch": FinetuneConfig,
     "linear": LinearConfig,
     "retrieval": RetrievalConfig,
+    "knn": KnnConfig,
 }
-SCRIPTS = {"finetune": "finetune", "scratch": "finetune"}
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+IMAGE_KINDS = {
+    "image-finetune": ImageFinetuneConfig,
+    "image-linear": ImageLinearConfig,
+    "image-knn": ImageKnnConfig,
+    "ood": OodConfig,
+}
+KINDS = VIDEO_KINDS | IMAGE_KINDS
+
+
+def kind_of(path: Path) -> str:
+    return path.stem.rsplit("_", 1)[1]
+
+
+# Those of detection have a test of their own beside their evaluator's.
+CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if "detection" not in p.stem)
+OF_VIDEOS = [path for path in CONFIGS if kind_of(path) in VIDEO_KINDS]
+OF_IMAGES = [path for path in CONFIGS if kind_of(path) in IMAGE_KINDS]
+
+
+def script_of(kind: str) -> str:
+    return {"scratch": "finetune"}.get(kind, kind.replace("-", "_"))
 
 
 def test_each_dataset_has_each_evaluation() -> None:
-    datasets = ("ucf101", "hmdb51", "ucf101_6class", "jhmdb21", "demo")
-    kinds = ("finetune", "linear", "retrieval")
-    assert {path.stem for path in CONFIGS} >= {f"{d}_{k}" for d in datasets for k in kinds}
+    videos = ("ucf101", "hmdb51", "ucf101_6class", "jhmdb21", "demo")
+    wanted = {f"{d}_{kind}" for d in videos for kind in ("finetune", "linear", "retrieval", "knn")}
+    moco = ("ucf101_moco", "ucf101_6class_moco", "jhmdb21_moco")
+    wanted |= {f"{d}_{kind}" for d in moco for kind in ("finetune", "linear", "retrieval", "knn")}
+    images = (
+        "cifar10",
+        "cifar10_packed",
+        "cifar100",
+        "stl10",
+        "imagenet100",
+        "imagenet1k",
+        "folder",
+    )
+    wanted |= {f"{d}_image-{kind}" for d in images for kind in ("knn", "linear", "finetune")}
+    assert {path.stem for path in CONFIGS} >= wanted
+    assert set(OF_VIDEOS) | set(OF_IMAGES) == set(CONFIGS)
 
 
 def test_the_variants_are_what_their_names_say() -> None:
@@ -40,12 +79,50 @@ def test_the_variants_are_what_their_names_say() -> None:
     assert from_yaml(LinearConfig, FOLDER / "kinetics400_linear.yaml").split == "val"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_mocos_clips_go_through_the_evaluators_of_dpcs() -> None:
+    found = [path for path in OF_VIDEOS if "_moco_" in path.stem]
+    assert len(found) == 12
+    for path in found:
+        config = from_yaml(VIDEO_KINDS[kind_of(path)], path)
+        assert (config.model.head, config.views.sampling) == ("pool", "dense"), path.name
+
+
+@pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)
+def test_the_shares_and_recipes_of_images_are_what_their_names_say(path: Path) -> None:
+    config = from_yaml(IMAGE_KINDS[kind_of(path)], path)
+    share = {"10percent": 0.1, "1percent": 0.01}
+    named = next((share[part] for part in path.stem.split("_") if part in share), 1.0)
+    assert getattr(config, "label_fraction", 1.0) == named
+    if isinstance(config, ImageLinearConfig):
+        assert (config.mode == "sgd") == ("_sgd_" in path.stem)
+    if isinstance(config, ImageLinearConfig) and config.mode == "sgd":
+        optim, run = config.optim, config.run
+        assert (optim.lr, optim.weight_decay, optim.momentum) == (30.0, 0.0, 0.9)
+        assert (optim.milestones, run.epochs, run.batch_size) == ([60, 80], 100, 256)
+        assert config.augment.preset == "linear" and config.augment.crop_scale is None
+    if isinstance(config, OodConfig):
+        assert all(parse_source(text).root for text in config.others)
+        assert all(NegativesConfig(spec=spec).operation() for spec in config.nda)
+    if isinstance(config, ImageKnnConfig):
+        assert (config.ks, config.temperature) == ([20, 200], 0.07)
+
+
+@pytest.mark.parametrize("path", OF_VIDEOS, ids=lambda path: path.stem)
 def test_it_parses_and_builds(path: Path) -> None:
-    config = from_yaml(KINDS[path.stem.rsplit("_", 1)[1]], path)
+    config = from_yaml(VIDEO_KINDS[kind_of(path)], path)
     assert config.model.encoder, "random weights need a name"
+    assert config.output == f"runs/{path.stem}"
     if config.model.encoder == "resnet2d3d10":
         load_classifier("", config.model, config.views, 5, seed=0)
+
+
+@pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)
+def test_it_parses_and_builds_for_images(path: Path) -> None:
+    config = from_yaml(IMAGE_KINDS[kind_of(path)], path)
+    assert config.model.encoder, "random weights need a name"
+    assert config.output == f"runs/{path.stem}"
+    if config.model.encoder == "cifar:resnet20":
+        load_pooled("", config.model, 5, seed=0)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -54,7 +131,9 @@ def test_its_header_has_the_command_the_hardware_and_the_number(path: Path) -> N
     lines = path.read_text().splitlines()
     header = "\n".join(line for line in lines if line.startswith("# "))
     assert lines[0].startswith("# ")
-    assert f"eval/{SCRIPTS.get(kind, kind)}.py" in header
+    assert f"eval/{script_of(kind)}.py" in header
     assert f"--config eval/configs/{path.name}" in header
+    if "for fold in" not in header:
+        assert f"--output runs/{path.stem}" in header
     assert "Hardware: " in header
     assert "Number: " in header or dataset == "demo"
