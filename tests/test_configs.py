@@ -16,9 +16,28 @@ from ndavid import nda
 from ndavid.config import from_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-DPC = sorted((ROOT / "recipes" / "configs" / "dpc").glob("*.yaml"))
+PRETRAIN = {
+    "dpc": ("pretrain_dpc.py", "PretrainDpcConfig"),
+    "moco": ("pretrain_moco.py", "PretrainMocoConfig"),
+}
+RECIPES = sorted(
+    path for method in PRETRAIN for path in (ROOT / "recipes" / "configs" / method).glob("*.yaml")
+)
 EVAL = sorted((ROOT / "eval" / "configs").glob("*.yaml"))
 LAUNCH = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
+# The task that ends an evaluation config's name -> script and config class.
+TASKS = {
+    "finetune": ("finetune", "FinetuneConfig"),
+    "scratch": ("finetune", "FinetuneConfig"),
+    "linear": ("linear", "LinearConfig"),
+    "retrieval": ("retrieval", "RetrievalConfig"),
+    "knn": ("knn", "KnnConfig"),
+    "image-knn": ("image_knn", "ImageKnnConfig"),
+    "image-linear": ("image_linear", "ImageLinearConfig"),
+    "image-finetune": ("image_finetune", "ImageFinetuneConfig"),
+    "ood": ("ood", "OodConfig"),
+    "detection": ("detection", "DetectionConfig"),
+}
 
 
 def load_script(path: Path) -> ModuleType:
@@ -35,7 +54,8 @@ def load_script(path: Path) -> ModuleType:
 
 
 def pretrain_config(path: Path):  # type: ignore[no-untyped-def]
-    return from_yaml(load_script(ROOT / "recipes" / "pretrain_dpc.py").PretrainDpcConfig, path)
+    script, config_class = PRETRAIN[path.parent.name]
+    return from_yaml(getattr(load_script(ROOT / "recipes" / script), config_class), path)
 
 
 def header(path: Path) -> str:
@@ -47,15 +67,22 @@ def header(path: Path) -> str:
 
 def test_every_yaml_is_covered_by_a_test_here() -> None:
     kept = {p for p in ROOT.rglob("*.y*ml") if not {".venv", "runs", ".git"} & set(p.parts)}
-    assert kept == set(DPC) | set(EVAL) | set(LAUNCH)
-    assert DPC and EVAL and LAUNCH
+    assert kept == set(RECIPES) | set(EVAL) | set(LAUNCH)
+    assert {path.parent.name for path in RECIPES} == set(PRETRAIN)
+    assert EVAL and LAUNCH
 
 
-@pytest.mark.parametrize("path", DPC, ids=lambda p: p.stem)
+def recipe_id(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=recipe_id)
 def test_pretraining_config(path: Path) -> None:
     config = pretrain_config(path)
     top = header(path)
-    assert f"recipes/configs/dpc/{path.name}" in top and "recipes/pretrain_dpc.py" in top
+    folder = path.parent.name
+    assert f"recipes/configs/{folder}/{path.name}" in top
+    assert f"recipes/{PRETRAIN[folder][0]}" in top
     assert "# Hardware:" in top
     assert config.run.output == f"runs/{path.stem}"
     assert ("_nda-" in path.stem) == bool(config.nda.spec)
@@ -63,7 +90,7 @@ def test_pretraining_config(path: Path) -> None:
         nda.from_spec(config.nda.spec)
 
 
-@pytest.mark.parametrize("path", [p for p in DPC if "_nda-" in p.stem], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in RECIPES if "_nda-" in p.stem], ids=recipe_id)
 def test_nda_config_differs_from_its_baseline_in_the_negatives_only(path: Path) -> None:
     baseline = path.with_name(path.stem.split("_nda-")[0] + ".yaml")
     assert baseline.exists(), f"{path.name} has no baseline {baseline.name} beside it"
@@ -76,16 +103,9 @@ def test_nda_config_differs_from_its_baseline_in_the_negatives_only(path: Path) 
 
 @pytest.mark.parametrize("path", EVAL, ids=lambda p: p.stem)
 def test_evaluation_config(path: Path) -> None:
-    task = path.stem.rsplit("_", 1)[1]
-    config_class = {
-        "finetune": "FinetuneConfig",
-        "scratch": "FinetuneConfig",
-        "linear": "LinearConfig",
-        "retrieval": "RetrievalConfig",
-    }[task]
-    module = "finetune" if task == "scratch" else task
-    script = load_script(ROOT / "eval" / f"{module}.py")
-    assert from_yaml(getattr(script, config_class), path) is not None
+    script, config_class = TASKS[path.stem.rsplit("_", 1)[1]]
+    module = load_script(ROOT / "eval" / f"{script}.py")
+    assert from_yaml(getattr(module, config_class), path) is not None
     assert f"eval/configs/{path.name}" in header(path)
 
 
