@@ -1,7 +1,16 @@
 """Saving a model or an encoder for others to use, and getting it back by its path alone.
 
+    save_pretrained(model, "folder")
+    encoder = load_encoder("folder")    # or a run, one of its checkpoints, an original's file
+    maps = encoder(pixels)              # (B, D, t, h, w) of clips, (B, D, h, w) of images
+    vectors = encoder.pooled(pixels)    # (B, D), the mean of the map
+
+``pixels`` are RGB, normalised by ``models.normalize.Normalize()``. Features are the map, because
+that is what dense losses, GRUs and detectors need; its mean is one call away.
+
 A saved folder holds ``config.json`` (under ``encoder`` the name that ``build_encoder`` takes, for a
-DPC its whole config) and ``model.safetensors``; the Hub takes it as it is. A run of ours is read
+DPC its whole config) and ``model.safetensors``; the Hub takes it as it is, and gives it back by
+``Encoder.from_pretrained("owner/name")``. A run of ours is read
 too: its folder (the newest whole checkpoint), or one checkpoint's folder, after verifying digests.
 Files of the original DPC and MoCo codes are read by ``original_dpc`` and ``original_moco``.
 """
@@ -16,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ndavid.checkpoint_files import (
@@ -30,7 +38,7 @@ from ndavid.checkpoint_files import (
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
+from ndavid.models.encoder_base import CONFIG_FILE, Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import KeyReport, find_prefix, load_matching
 from ndavid.models.original_dpc import (
@@ -39,7 +47,7 @@ from ndavid.models.original_dpc import (
     load_dpc_release,
 )
 from ndavid.models.original_moco import is_moco_release, load_moco_release
-from ndavid.models.state_files import read_state_dict
+from ndavid.models.state_files import read_state_dict, write_state_dict
 
 __all__ = [
     "KeyReport",
@@ -65,17 +73,16 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     Raises ValueError where there is no encoder of ours in ``model``.
     """
     directory = Path(directory)
-    if isinstance(model, DPC):
+    if isinstance(model, DPC | Encoder):
         model.save_pretrained(directory)
         return
     encoder = next((m for m in model.modules() if isinstance(m, Encoder)), None)
     if encoder is None:
         raise ValueError(f"a {type(model).__name__} holds no encoder made by build_encoder")
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"encoder": encoder.name}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, directory / MODEL_FILE)
+    config = json.dumps(encoder.hub_config(), indent=2)
+    (directory / CONFIG_FILE).write_text(config + "\n")
+    write_state_dict(model.state_dict(), directory / MODEL_FILE)
 
 
 def load_encoder(path: str | Path, *, weights: Weights = "model") -> Encoder:
@@ -188,7 +195,7 @@ def _whole(folder: Path) -> Path:
 
 def _config_beside(folder: Path) -> Mapping[str, Any]:
     """config.json of a saved model, or config.yaml of the run that the checkpoint belongs to."""
-    for path in (folder / "config.json", folder / "config.yaml", folder.parents[1] / "config.yaml"):
+    for path in (folder / CONFIG_FILE, folder / "config.yaml", folder.parents[1] / "config.yaml"):
         if path.is_file():
             try:
                 config = yaml.safe_load(path.read_text())  # JSON is YAML

@@ -1,16 +1,17 @@
-"""Reading tensors from a file without ever running code that may be in it."""
+"""Reading tensors from a file without ever running code that may be in it, and writing them."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ndavid.errors import CheckpointError
@@ -39,6 +40,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return state_dict_in(_read_torch(path), path)
+
+
+def write_state_dict(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors by name as safetensors, which has no memory formats and no shared storage."""
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
 def state_dict_in(content: Any, path: str | Path) -> dict[str, Tensor]:

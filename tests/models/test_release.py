@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import find_prefix
+from ndavid.models.normalize import IMAGENET_MEAN, Normalize
 from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
+from ndavid.models.resnet2d3d import ResNet2d3d
 from ndavid.models.state_files import read_state_dict
 
 CLIP = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -98,6 +101,63 @@ def test_library_encoders_come_back(tmp_path: Path) -> None:
     encoder = build_encoder("timm:test_resnet").eval()
     save_pretrained(encoder.to(memory_format=torch.channels_last), tmp_path)
     torch.testing.assert_close(load_encoder(tmp_path)(CLIP), encoder(CLIP), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet2d3d10", "cifar:resnet20", "timm:test_resnet"])
+def test_the_hubs_methods_save_and_load_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(name)
+    encoder(CLIP)  # running statistics that are not the initial ones
+    encoder.save_pretrained(tmp_path)
+    asked: list[tuple[str, str]] = []
+
+    def snapshot(repository: str, *, revision: str, **options: object) -> str:
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("ndavid.models.encoder_base.snapshot_download", snapshot)
+    # The mixin asks for the config by itself first; nothing is reached here.
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download",
+        lambda repo_id, filename, **options: str(tmp_path / filename),
+    )
+    hub = Encoder.from_pretrained("owner/name", revision="v1")
+    assert asked == [("owner/name", "v1")]
+    for loaded in (Encoder.from_pretrained(tmp_path), type(encoder).from_pretrained(tmp_path), hub):
+        assert type(loaded) is type(encoder) and loaded.name == name and not loaded.training
+        assert torch.equal(loaded(CLIP), encoder.eval()(CLIP))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["pixels"]["mean"] == list(IMAGENET_MEAN)
+    assert config["feature_dim"] == encoder.feature_dim
+    assert "load_encoder" in (tmp_path / "README.md").read_text()
+
+
+def test_the_hubs_methods_refuse_what_does_not_fit(tmp_path: Path) -> None:
+    encoder = build_encoder("cifar:resnet20")
+    encoder.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds cifar:resnet20, .*no ResNet2d3d"):
+        ResNet2d3d.from_pretrained(tmp_path)
+    weights = read_state_dict(tmp_path / "model.safetensors")
+    save_file({f"x{k}": v for k, v in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"\d% of the model's keys.*at least 95%"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_an_encoder_serves_in_foreign_code(tmp_path: Path) -> None:
+    save_pretrained(build_encoder("cifar:resnet20"), tmp_path)
+    encoder = load_encoder(tmp_path)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        vectors = encoder.pooled(Normalize()(images))
+    assert vectors.shape == (2, encoder.feature_dim)
+    # As a part of another's module, which copies, pickles and trains it.
+    model = nn.Sequential(copy.deepcopy(encoder), nn.Flatten(), nn.Linear(64 * 8 * 8, 2))
+    loaded = pickle.loads(pickle.dumps(model))
+    assert torch.equal(loaded(Normalize()(images)), model(Normalize()(images)))
+    model.train()(Normalize()(images)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_missing_running_statistics_stay_missing(tmp_path: Path) -> None:
