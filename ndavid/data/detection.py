@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from ndavid.data.detection_transforms import DetectionTransform
+from ndavid.data.image_sources import decode_image, read_bytes
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import DataError
 
@@ -216,16 +216,12 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 
 
 def read_image(root: str | os.PathLike[str], annotated: BoxedImage) -> Tensor:
-    """The pixels, uint8 RGB (3, H, W); raises DataError where they are not as annotated.
+    """The pixels, uint8 RGB (3, H, W); raises DataError for what is no image of the annotated size.
 
     An image of another size than its annotation says would have its boxes in wrong places.
     """
     path = Path(root) / annotated.path
-    try:
-        pixels = decode_image(read_file(str(path)), ImageReadMode.RGB)
-    except RuntimeError as error:
-        reason = "no such image" if not path.is_file() else " ".join(str(error).split())[:200]
-        raise DataError(path, f"cannot decode: {reason}") from error
+    pixels = decode_image(read_bytes(path), str(path))
     if tuple(pixels.shape[1:]) != (annotated.height, annotated.width):
         raise DataError(
             path,

@@ -17,9 +17,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import write_jpeg
 
 from ndavid.data.voc import CLASSES_FILE
 from ndavid.errors import DataError
@@ -29,6 +29,8 @@ VERSION = 1
 MAX_OBJECTS = 4
 MIN_RADIUS, MAX_RADIUS = 0.10, 0.28  # of the image's size
 HIDDEN = 0.5  # a shape with more than this share of its pixels covered is `difficult`
+MAX_TURN = 1 / 12  # of a full turn, either way: shapes stand more or less upright
+MIN_CONTRAST = 0.3  # in at least one channel, of colours in [0, 1]
 MIN_SIDE = 4  # pixels inside the image, below which a shape is not drawn
 TEST_SHARE = 0.25
 JPEG_QUALITY = 92
@@ -64,7 +66,8 @@ def write_shapes(
     names = [f"{index:06d}" for index in range(num_images)]
     for index, name in enumerate(names):
         pixels, objects = draw_image(_generator(seed, index), size)
-        write_jpeg(pixels, str(output / "JPEGImages" / f"{name}.jpg"), quality=JPEG_QUALITY)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        picture.save(output / "JPEGImages" / f"{name}.jpg", quality=JPEG_QUALITY)
         _write_annotation(output / "Annotations" / f"{name}.xml", name, size, objects)
     num_test = max(1, round(num_images * TEST_SHARE))
     for part, members in (("test", names[:num_test]), ("trainval", names[num_test:])):
@@ -86,14 +89,15 @@ class DrawnShape:
 
 def draw_image(generator: torch.Generator, size: int) -> tuple[Tensor, list[DrawnShape]]:
     """One picture, uint8 (3, size, size), and its objects, of which there is at least one."""
-    canvas = _background(generator, size)
+    background = _background(generator, size)
+    canvas = background
     covers: list[Tensor] = []
     names: list[str] = []
     wanted = int(torch.randint(1, MAX_OBJECTS + 1, (), generator=generator))
     while len(covers) < wanted:
         name, cover = _draw_cover(generator, size)
         colour = _texture(generator, size, contrast=0.25)
-        if _extent(cover) is None:
+        if _extent(cover) is None or not _stands_out(colour, background):
             continue
         canvas = torch.lerp(canvas, colour, cover)
         names.append(name)
@@ -119,7 +123,8 @@ def _draw_cover(generator: torch.Generator, size: int) -> tuple[str, Tensor]:
     radius = MIN_RADIUS * (MAX_RADIUS / MIN_RADIUS) ** scale
     line = (torch.arange(size) + 0.5) / size
     v, u = torch.meshgrid((line - y) / radius, (line - x) / radius, indexing="ij")
-    cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+    angle = 2 * math.pi * MAX_TURN * (2 * turn - 1)
+    cos, sin = math.cos(angle), math.sin(angle)
     distance = _OUTLINES[name](cos * u + sin * v, cos * v - sin * u)
     # The distance to the outline in pixels gives an anti-aliased edge.
     return name, (0.5 - distance * radius * size).clamp(0, 1)
@@ -131,6 +136,11 @@ def _extent(cover: Tensor) -> tuple[int, int, int, int] | None:
     if len(rows) < MIN_SIDE or len(columns) < MIN_SIDE:
         return None
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _stands_out(colour: Tensor, background: Tensor) -> bool:
+    """Whether two textures (3, S, S) differ enough in some channel of their mean colours."""
+    return bool((colour.mean((1, 2)) - background.mean((1, 2))).abs().max() >= MIN_CONTRAST)
 
 
 def _background(generator: torch.Generator, size: int) -> Tensor:
@@ -180,7 +190,7 @@ _OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def _write_annotation(path: Path, name: str, size: int, objects: list[DrawnShape]) -> None:
     root = ElementTree.Element("annotation")
-    _leaf(root, "folder", path.parent.parent.name)
+    _leaf(root, "folder", "shapes")
     _leaf(root, "filename", f"{name}.jpg")
     dimensions = ElementTree.SubElement(root, "size")
     for tag, value in (("width", size), ("height", size), ("depth", 3)):

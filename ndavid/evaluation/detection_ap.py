@@ -67,7 +67,13 @@ class ImageResult:
 
 def coco_ap(results: Sequence[ImageResult]) -> dict[str, float]:
     """AP, AP50 and AP75 in [0, 1] by torchmetrics; 0 where nothing was to be found."""
-    metric = MeanAveragePrecision(iou_thresholds=list(THRESHOLDS), backend="pycocotools")
+    # Given in double precision, as pycocotools has them: torchmetrics' own are float32, and a recall
+    # that reaches 0.3 exactly falls short of theirs.
+    metric = MeanAveragePrecision(
+        iou_thresholds=list(THRESHOLDS),
+        rec_thresholds=_RECALLS["coco"].tolist(),
+        backend="pycocotools",
+    )
     metric.warn_on_many_detections = False
     for one in results:
         found = {
