@@ -502,6 +502,8 @@ class _Loop:
         values = {f"val/{name}": float(value) for name, value in metrics.items()}
         if values:
             self.tracker.log(step, epoch - 1, values)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            self.tracker.say(f"epoch {epoch}  {shown}")
         self.model.train()
         self.watch.restart()
 

@@ -142,7 +142,7 @@ class _Saved:
     def encoder_name(self) -> str:
         names = {
             section["encoder"]
-            for section in _sections(self.config)
+            for section in _sections(_without_nda(self.config))
             if isinstance(section.get("encoder"), str)
         }
         if len(names) != 1:
@@ -205,6 +205,11 @@ def _config_beside(folder: Path) -> Mapping[str, Any]:
                 return config
             raise CheckpointError(f"{path}: not a mapping of keys to values")
     raise CheckpointError(f"{folder}: no config.json or config.yaml tells which encoder this is")
+
+
+def _without_nda(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config without the section whose ``encoder`` says who encodes what is broken."""
+    return {key: value for key, value in config.items() if key != "nda"}
 
 
 def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

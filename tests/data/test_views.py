@@ -68,7 +68,7 @@ def test_clips_come_in_views_of_their_own_times(
                 height=48,
                 splits=("train",),
                 decord_ok=None,
-            )  # fmt: skip
+            )
         )
     Manifest(root=tmp_path, classes=("A", "B"), records=tuple(records)).write(
         tmp_path / "manifest.csv"
