@@ -32,7 +32,10 @@ FREE_KEYS = (
 # Whole names: the folder of a script that makes several runs.
 FREE_NAMES = ("output",)
 # Where the data or the weights to begin with lie: free once the data is known to be the same.
-PLACES = ("data.manifest", "manifest", "checkpoint")
+PLACES = (
+    *("data.manifest", "manifest", "checkpoint"),
+    *("data.images.root", "data.video.manifest", "data.root"),
+)
 
 
 def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path | None:
