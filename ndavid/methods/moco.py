@@ -94,7 +94,8 @@ class MocoMethod(nn.Module):
         """One step's ``loss`` (with gradient) and detached metrics (`contrastive_metrics`).
 
         ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
-        the NDA weight's warm-up stands. Raises ValueError on a batch without the views it needs.
+        the NDA weight's warm-up stands. In eval mode, too, the key encoder moves and keys are
+        queued: to look and not to touch, use ``features``. Raises ValueError on a batch without the views it needs.
         """
         nda_generator = _branch(generator)
         views = self._views(batch, generator, nda_generator)
@@ -227,9 +228,13 @@ class _Broken(NamedTuple):
 
 
 def _mean_outputs(results: Sequence[InfoNce]) -> dict[str, Tensor]:
-    """Loss and metrics, averaged over directions."""
-    outputs = [{"loss": one.loss} | contrastive_metrics(one) for one in results]
-    return {name: torch.stack([one[name] for one in outputs]).mean() for name in outputs[0]}
+    """Loss and metrics, averaged over directions; a metric that one lacks is the other's."""
+    loss = torch.stack([one.loss for one in results]).mean()
+    metrics = [contrastive_metrics(one) for one in results]
+    names = metrics[0]
+    return {"loss": loss} | {
+        name: torch.stack([one[name] for one in metrics]).nanmean() for name in names
+    }
 
 
 def warn_of_long_queue(queue_size: int, num_samples: int) -> None:

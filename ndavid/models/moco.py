@@ -113,11 +113,14 @@ class MoCo(nn.Module):
 
         With ``shuffle`` every rank encodes a random share of all ranks' pixels, and gets its own
         keys back: a collective, so that all ranks must call it equally often. ``generator`` (CPU)
-        of the first rank draws the order.
+        of the first rank draws the order; None makes a fresh one, seeded by the operating system.
         """
         if not self._shuffles:
             return self.key_head(self.key_encoder(pixels))
         batch = len(pixels)
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
         order = torch.randperm(batch * world_size(), generator=generator).to(pixels.device)
         order = broadcast_from_first(order)
         mine = slice(rank() * batch, (rank() + 1) * batch)

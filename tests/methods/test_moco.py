@@ -330,6 +330,16 @@ def test_static_clips_give_no_negative(share: str, contrasted: list) -> None:
     assert masked["nda_active"] == 0
 
 
+def test_a_direction_without_negatives_leaves_the_metrics_to_the_other() -> None:
+    batch = views(CLIPS)
+    batch["views"][:, 1] = batch["views"][:, 1, :, :1]  # every key view stands still
+    nda = {"spec": "frame_shuffle:min_motion=0.05", "view": "key"}
+    result = step(make(nda, symmetric=True), batch)
+    one_way = step(make(nda), {"views": batch["views"].flip(1)})
+    assert result["nda_outrank"].isfinite()
+    assert result["nda_outrank"] == one_way["nda_outrank"]
+
+
 def test_views_that_are_missing_are_named() -> None:
     with pytest.raises(ValueError, match="2 views a sample are given, 3 are needed"):
         step(make({"spec": IMAGE_OP, "view": "fresh"}), views(IMAGES))
