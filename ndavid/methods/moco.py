@@ -95,7 +95,8 @@ class MocoMethod(nn.Module):
 
         ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
         the NDA weight's warm-up stands. In eval mode, too, the key encoder moves and keys are
-        queued: to look and not to touch, use ``features``. Raises ValueError on a batch without the views it needs.
+        queued: to look and not to touch, use ``features``. Raises ValueError on a batch without
+        the views it needs.
         """
         nda_generator = _branch(generator)
         views = self._views(batch, generator, nda_generator)

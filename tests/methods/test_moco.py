@@ -335,9 +335,8 @@ def test_a_direction_without_negatives_leaves_the_metrics_to_the_other() -> None
     batch["views"][:, 1] = batch["views"][:, 1, :, :1]  # every key view stands still
     nda = {"spec": "frame_shuffle:min_motion=0.05", "view": "key"}
     result = step(make(nda, symmetric=True), batch)
-    one_way = step(make(nda), {"views": batch["views"].flip(1)})
-    assert result["nda_outrank"].isfinite()
-    assert result["nda_outrank"] == one_way["nda_outrank"]
+    assert result["nda_active"].item() == pytest.approx(1 / 2)
+    assert result["nda_outrank"].isfinite() and result["nda_accuracy"].isfinite()
 
 
 def test_views_that_are_missing_are_named() -> None:
