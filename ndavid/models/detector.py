@@ -17,8 +17,9 @@ norm's statistics are running averages, not recomputed before the test (PRECISE_
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,11 +34,12 @@ from torchvision.models.detection.faster_rcnn import (
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import batch_norms, freeze, has_running_stats
 from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoder_stages import Stage, find_stages, run_stages
+from ndavid.models.encoder_stages import Stage, find_stages, output_stride, run_stages
 
 _REGION_SIDE = {"c4": 14, "fpn": 7, "single": 7}
 
@@ -229,7 +231,8 @@ def _c4(encoder: Encoder, config: DetectorConfig) -> _Parts:
         raise ConfigError(f"{encoder.name} has one stage only; take detector.layout: single")
     last = stages[-1]
     head = LastStageHead(encoder, last, config.head_norm)
-    return StagesBackbone(encoder, stages[:-1]), _pool("c4", 1), head, last.channels
+    pool = _pool("c4", [stages[-2].stride])
+    return StagesBackbone(encoder, stages[:-1]), pool, head, last.channels
 
 
 def _fpn(encoder: Encoder, config: DetectorConfig) -> _Parts:
@@ -241,15 +244,14 @@ def _fpn(encoder: Encoder, config: DetectorConfig) -> _Parts:
     norm = nn.BatchNorm2d if config.head_norm else None
     backbone = PyramidBackbone(encoder, stages, config.levels, config.width, norm)
     head = _box_head(config.width, config)
-    return backbone, _pool("fpn", config.levels), head, config.head_width
+    strides = [stage.stride for stage in stages[-config.levels :]]
+    return backbone, _pool("fpn", strides), head, config.head_width
 
 
 def _single(encoder: Encoder, config: DetectorConfig) -> _Parts:
-    if not encoder.takes_images:
-        raise ConfigError(f"{encoder.name} is a video network; a detector needs an image encoder")
-    backbone = WholeBackbone(encoder)
+    strides = [output_stride(encoder)]
     head = _box_head(encoder.feature_dim, config)
-    return backbone, _pool("single", 1), head, config.head_width
+    return WholeBackbone(encoder), _pool("single", strides), head, config.head_width
 
 
 _LAYOUTS: dict[str, Callable[[Encoder, DetectorConfig], _Parts]] = {
@@ -259,9 +261,24 @@ _LAYOUTS: dict[str, Callable[[Encoder, DetectorConfig], _Parts]] = {
 }
 
 
-def _pool(layout: str, levels: int) -> MultiScaleRoIAlign:
-    names = [str(level) for level in range(levels)]
-    return MultiScaleRoIAlign(names, output_size=_REGION_SIDE[layout], sampling_ratio=2)
+def _pool(layout: str, strides: Sequence[int]) -> MultiScaleRoIAlign:
+    """Pools regions from maps of these strides, finest first.
+
+    Left to itself torchvision infers the strides from the first batch it ever sees, whose maps are
+    those of padded images: a small image first, and every region is taken from a wrong place for
+    good. A detector that was saved and loaded would then not be the one that was trained.
+    """
+    names = [str(level) for level in range(len(strides))]
+    pool = MultiScaleRoIAlign(names, output_size=_REGION_SIDE[layout], sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    pool.map_levels = initLevelMapper(
+        finest,
+        coarsest,
+        canonical_scale=pool.canonical_scale,
+        canonical_level=pool.canonical_level,
+    )
+    return pool
 
 
 def _box_head(channels: int, config: DetectorConfig) -> nn.Module:

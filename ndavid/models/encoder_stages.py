@@ -38,16 +38,23 @@ class Stage:
     channels: int
 
 
+def output_stride(encoder: Encoder) -> int:
+    """Pixels of the image a cell of the encoder's last map, along each side.
+
+    Raises ConfigError for an encoder that takes no images.
+    """
+    trial, probe = _trial(encoder)
+    with torch.no_grad():
+        return _stride(trial(probe))
+
+
 def find_stages(encoder: Encoder) -> tuple[Stage, ...]:
     """The stages of ``encoder``, finest first; run in a row they are the encoder.
 
     Raises:
         ConfigError: the encoder takes no images, or is not made of submodules in a row.
     """
-    if not encoder.takes_images:
-        raise ConfigError(f"{encoder.name} is a video network; a detector needs an image encoder")
-    probe = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=torch.Generator().manual_seed(0))
-    trial = copy.deepcopy(encoder).cpu().float().eval()
+    trial, probe = _trial(encoder)
     links = _links(trial, "")
     try:
         with torch.no_grad():
@@ -70,6 +77,18 @@ def run_stages(encoder: Encoder, stages: Sequence[Stage], x: Tensor) -> list[Ten
         x = _run(encoder, stage.links, x)[-1]
         maps.append(x)
     return maps
+
+
+def _trial(encoder: Encoder) -> tuple[Encoder, Tensor]:
+    """A copy of the encoder to try on an image, and the image."""
+    if not encoder.takes_images:
+        raise ConfigError(f"{encoder.name} is a video network; a detector needs an image encoder")
+    probe = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+    return copy.deepcopy(encoder).cpu().float().eval(), probe
+
+
+def _stride(made: Tensor) -> int:
+    return round(_PROBE_SIDE / made.shape[-1])
 
 
 def _links(module: nn.Module, prefix: str) -> list[str]:
@@ -98,7 +117,6 @@ def _grouped(links: Sequence[str], maps: Sequence[Tensor]) -> tuple[Stage, ...]:
         members.append(link)
         last = place == len(maps) - 1
         if last or maps[place + 1].shape[-1] != made.shape[-1]:
-            stride = round(_PROBE_SIDE / made.shape[-1])
-            stages.append(Stage(tuple(members), stride, made.shape[1]))
+            stages.append(Stage(tuple(members), _stride(made), made.shape[1]))
             members = []
     return tuple(stages)
