@@ -58,6 +58,7 @@ __all__ = [
     "load_encoder",
     "load_matching",
     "load_moco_release",
+    "read_config",
     "save_pretrained",
 ]
 
@@ -129,6 +130,15 @@ def load_dpc(path: str | Path, *, weights: Weights = "model") -> DPC:
     prefix = find_prefix(dpc, saved.weights)
     load_matching(dpc, saved.weights, prefix=prefix, min_fraction=1.0)
     return dpc.eval()
+
+
+def read_config(path: str | Path) -> Mapping[str, Any]:
+    """The configuration beside the weights at ``path``; empty for a file of an original code.
+
+    Raises CheckpointError as :func:`load_encoder`.
+    """
+    saved = _read(Path(path), "model")
+    return {} if saved is None else saved.config
 
 
 @dataclass(frozen=True)
