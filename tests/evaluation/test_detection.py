@@ -28,6 +28,7 @@ from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ndavid.evaluation import detection_inference
 from ndavid.evaluation.detection import RUN_FOLDER, DetectionConfig, parameter_groups, run
 from ndavid.evaluation.detection_encoder import BackboneConfig
 from ndavid.evaluation.detection_inference import detect_all
@@ -247,6 +248,26 @@ def test_boxes_come_back_in_original_pixels(tmp_path: Path, batch_size: int) -> 
         assert torch.allclose(one.found_boxes, torch.tensor(expected, dtype=torch.float32))
         assert one.found_labels.tolist() == [0, 1]
         assert torch.equal(one.boxes, image.boxes)
+
+
+def test_ranks_share_the_images(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = DetectionDataset(read_voc(shapes, "trainval"), DetectionTransform([48], 48, 80))
+    method, device = DetectionMethod(Everywhere()), torch.device("cpu")
+    alone = detect_all(method, dataset, device=device)
+    shares: list[dict[int, Any]] = []
+    monkeypatch.setattr(detection_inference, "world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(detection_inference, "rank", lambda rank=rank: rank)
+        shares.append(detection_inference._detect_mine(method, dataset, device, 4, 0))
+    assert sorted(index for share in shares for index in share) == list(range(24))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    monkeypatch.setattr(detection_inference, "gather_objects", lambda mine: shares)
+    monkeypatch.setattr(detection_inference, "together", lambda work: {})
+    for one, other in zip(alone, detect_all(method, dataset, device=device), strict=True):
+        assert torch.equal(one.found_boxes, other.found_boxes)
+    del shares[1][1]
+    with pytest.raises(AssertionError, match="an image was not looked at"):
+        detect_all(method, dataset, device=device)
 
 
 def test_a_broken_detector_is_an_error(shapes: Path) -> None:
