@@ -103,10 +103,14 @@ class MocoNdaConfig(NegativesConfig):
     the positive), or a third one, which the data must then give."""
     encoder: Literal["key", "query"] = "key"
     """Who encodes what is broken: the key encoder without gradient, or the query encoder with it,
-    at the price of its backward pass."""
+    at the price of its backward pass. The key encoder never learns from a broken sample: it tells
+    one only where it happens to. The configs of clips say query (docs/results.md: of the settings
+    tried the one in which shuffled frames were told), those of images key."""
     norm: Literal["own", "running", "shared"] = "own"
     """Statistics that batch norm uses on broken samples: their own, the running ones of true
-    samples, or those of true and broken ones in one forward."""
+    samples, or those of true and broken ones in one forward. A batch that is broken throughout is
+    re-centred by its own, which can hide the very difference; shared ones keep it, but let broken
+    samples move the statistics of true ones, the running ones included."""
 
     @property
     def num_views(self) -> int:
