@@ -122,6 +122,8 @@ def test_every_parameter_learns_from_clips(name: str, clip: tuple) -> None:
     for parameter in encoder.parameters():
         if not parameter.any():  # libraries start residual branches at zero: no gradient passes
             torch.nn.init.normal_(parameter, std=0.1)
+    if "mvit" in name:
+        encoder.eval()  # stochastic depth would leave whole blocks out
     pooled = encoder.pooled(torch.randn(2, 3, *clip))
     assert pooled.shape == (2, encoder.feature_dim)
     (pooled * torch.randn(2, encoder.feature_dim)).sum().backward()

@@ -23,6 +23,7 @@ from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.matching import find_prefix
+from ndavid.models.moco import MoCo, MocoConfig
 from ndavid.models.normalize import IMAGENET_MEAN, Normalize
 from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
 from ndavid.models.resnet2d3d import ResNet2d3d
@@ -234,32 +235,38 @@ def test_averaged_weights_are_those_of_their_file(tmp_path: Path, dpc: DPC) -> N
         load_dpc(tmp_path / "weights.pth", weights="ema")
 
 
-def moco_state(query: Encoder, key: Encoder) -> dict[str, Tensor]:
-    """What a MoCo method saves, its copy first."""
-    state = {f"moco.key_encoder.{k}": v for k, v in key.state_dict().items()}
-    state |= {f"moco.encoder.{k}": v for k, v in query.state_dict().items()}
-    for head in ("head", "key_head"):
-        state[f"moco.{head}.0.weight"] = torch.randn(64, 64)
-    return state | {"moco.queue": torch.randn(8, 16), "moco.queue_pointer": torch.tensor(3)}
+def moco_method(name: str, bn_splits: int) -> nn.ModuleDict:
+    """What a method around a MoCo saves, with a momentum copy that is not its encoder."""
+    moco = MoCo(MocoConfig(encoder=name, dim=16, queue_size=8, bn_splits=bn_splits))
+    moco.encoder(torch.randn(4, 3, 32, 32))  # running statistics that are not the initial ones
+    for parameter in moco.key_encoder.parameters():
+        nn.init.normal_(parameter)
+    return nn.ModuleDict({"moco": moco})
 
 
+TIMM = "timm:test_resnet"
 MOCO_CONFIG = "model:\n  encoder: {name}\n  queue_size: 8\n  momentum: 0.999\nnda:\n  spec: ''\n"
 
 
-@pytest.mark.parametrize("name", ["cifar:resnet20", "torchvision:resnet18", "timm:test_resnet"])
-def test_of_a_moco_run_the_query_encoder_is_taken(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "bn_splits"),
+    [("cifar:resnet20", 1), ("cifar:resnet20", 2), ("torchvision:resnet18", 1), (TIMM, 1)],
+)
+def test_of_a_moco_run_the_query_encoder_is_taken(
+    tmp_path: Path, name: str, bn_splits: int
+) -> None:
     torch.manual_seed(0)
-    query, key = build_encoder(name), build_encoder(name)
-    images = torch.randn(2, 3, 32, 32)
-    query(images)  # running statistics that are not the initial ones
-    state = moco_state(query, key)
+    method = moco_method(name, bn_splits)
+    state = method.state_dict()
     folder = write_state(tmp_path, state, MOCO_CONFIG.format(name=name), 5)
+    query = method.eval().get_submodule("moco.encoder")
+    images = torch.randn(2, 3, 32, 32)
     for path in (tmp_path, folder, folder / MODEL_FILE):
         encoder = load_encoder(path)
         assert not encoder.training and encoder.name == name
-        assert torch.equal(encoder(images), query.eval()(images))
+        torch.testing.assert_close(encoder(images), query(images))
     for order in (state, dict(reversed(state.items()))):
-        assert find_prefix(query, order) == "moco.encoder."
+        assert find_prefix(encoder, order) == "moco.encoder."
 
 
 @pytest.mark.parametrize("copy", ["moco.key_encoder", "module.encoder_k", "ema.encoder"])
