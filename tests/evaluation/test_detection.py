@@ -388,6 +388,7 @@ def write_as_coco(root: Path, part: str, shapes: Path, images: Any) -> None:
     path.write_text(json.dumps(entries))
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_shapes_are_learnt_in_a_few_hundred_steps(tmp_path: Path) -> None:
     """eval/configs/shapes_detection.yaml as it is: about 2 minutes of one core."""
