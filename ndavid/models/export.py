@@ -137,7 +137,7 @@ def _proved(
     """Writes where nobody looks, and moves what was proved to its place."""
     target = directory / NAMES[kind]
     _discard(target)
-    with tempfile.TemporaryDirectory(dir=directory) as unproved:
+    with tempfile.TemporaryDirectory(prefix="unproved-", dir=directory) as unproved:
         path = Path(unproved) / target.name
         try:
             run = write(path)
