@@ -35,6 +35,7 @@ IMAGES = [
 CLIPS = [
     f"--config={CONFIGS / 'jhmdb21_r10_nda-frame_shuffle.yaml'}",
     "--augment.size=32",
+    "--data.video.fold=1",
     "--data.num_frames=4",
     "--monitor.every=0",
     "--run.epochs=1",
