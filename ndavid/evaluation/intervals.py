@@ -10,7 +10,7 @@ Sources:
     statistic. Part 2": the score interval of an AUROC (its method 5), Wilson's idea with the
     variance of Hanley and McNeil (1982), which stays sensible at 1 too.
 
-An interval here covers the choice of test videos. It knows nothing of seeds: two trainings differ
+An interval here covers the choice of test items. It knows nothing of seeds: two trainings differ
 by more than it says.
 """
 
