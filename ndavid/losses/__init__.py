@@ -1,5 +1,12 @@
 """Tensors in, scalar out: the objectives, stateless and without a model attached."""
 
+from ndavid.losses.adversarial import (
+    DiscriminatorLoss,
+    Objective,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from ndavid.losses.contrastive import (
     InfoNce,
     contrastive_metrics,
@@ -10,8 +17,13 @@ from ndavid.losses.contrastive import (
 )
 
 __all__ = [
+    "DiscriminatorLoss",
     "InfoNce",
+    "Objective",
     "contrastive_metrics",
+    "discriminator_loss",
+    "generator_loss",
+    "gradient_penalty",
     "info_nce",
     "info_nce_from_similarities",
     "paired_similarity",
