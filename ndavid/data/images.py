@@ -1,14 +1,16 @@
 """Map-style datasets of images, single or in several augmented views, from the usual image sets.
 
 CIFAR-10/100, STL-10 and SVHN are read by torchvision.datasets (which checks their MD5), ImageNet
-and its likes from a tree of class folders, and any set from one packed archive (image_archive.py).
+and its likes from a tree of class folders, a user's own pictures from a folder without classes, and
+any set from one packed archive (image_archive.py).
 Small images live in memory; their augmentation may run on the device instead (batch_augment.py).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ndavid.data.image_archive import open_archive
 from ndavid.data.image_sources import FileImages, ImageSource, MemoryImages
+from ndavid.data.image_subsets import class_subset
 from ndavid.data.seeded_dataset import OnError, SampleKey, SeededDataset
 from ndavid.data.transforms import ClipTransform
 from ndavid.errors import ConfigError, DataError
@@ -41,20 +44,23 @@ class ImageDataConfig:
     """Which images are read.
 
     Attributes:
-        source: what `root` holds: one of torchvision's sets, a tree of class folders, or a packed
-            archive.
+        source: what `root` holds: one of torchvision's sets, a tree of class folders, images
+            without classes (flat), or a packed archive.
         root: the set's folder, the tree, or the .npz file.
         split: cifar: train, test; stl10: train, test, unlabeled, train+unlabeled; svhn: train,
             test, extra; folder: the subfolder that holds the class folders, "" for root itself;
-            packed: the prefix of the arrays.
+            flat: the subfolder that holds the images at any depth, "" for root itself, and so is
+            train where there is no such subfolder; packed: the prefix of the arrays.
+        classes: names of the classes to take, labelled in this order; empty: all.
         class_list: text file with one class a line, in label order, to take only these (the first
             word counts: ImageNet-100 lists name the synset first); for folder.
         download: let torchvision fetch what is missing, first from one process.
     """
 
-    source: Literal["cifar10", "cifar100", "stl10", "svhn", "folder", "packed"] = "cifar10"
+    source: Literal["cifar10", "cifar100", "stl10", "svhn", "folder", "flat", "packed"] = "cifar10"
     root: str = ""
     split: str = "train"
+    classes: list[str] = field(default_factory=list)
     class_list: str = ""
     download: bool = False
 
@@ -71,6 +77,15 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
         raise ConfigError("the images' root is empty; give the folder or archive that holds them")
     if config.class_list and config.source != "folder":
         raise ConfigError(f"class_list is for source folder, not {config.source}")
+    if config.class_list and config.classes:
+        raise ConfigError("give the classes by name (classes) or in a file (class_list), not both")
+    source = _open(config, split)
+    return class_subset(source, config.classes) if config.classes else source
+
+
+def _open(config: ImageDataConfig, split: str) -> ImageSource:
+    if config.source == "flat":
+        return _open_flat(Path(config.root), split)
     if config.source == "folder":
         return _open_folder(Path(config.root), split, config.class_list)
     if config.source == "packed":
@@ -211,7 +226,8 @@ def _open_folder(root: Path, split: str, class_list: str) -> FileImages:
         reason = f"has no folder for {len(absent)} of the classes in {class_list}: {absent[0]}"
         raise DataError(folder, reason)
     if not classes:
-        raise DataError(folder, "holds no class folders; split may name the wrong part")
+        reason = "split may name the wrong part; source flat takes images without classes"
+        raise DataError(folder, f"holds no class folders; {reason}")
     labels = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
     if not found:
@@ -220,6 +236,23 @@ def _open_folder(root: Path, split: str, class_list: str) -> FileImages:
     found.sort(key=lambda item: item[1])
     paths = [Path(path).relative_to(folder).as_posix() for path, _ in found]
     return FileImages(folder, paths, torch.tensor([label for _, label in found]), classes)
+
+
+def _open_flat(root: Path, split: str) -> FileImages:
+    folder = root / split
+    if split == "train" and not folder.exists():
+        folder = root  # a user's own pictures lie in no part
+    if not folder.is_dir():
+        raise DataError(folder, "no such folder; it should hold images")
+    paths = [
+        (Path(place) / name).relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    ]
+    if not paths:
+        raise DataError(folder, f"holds no images, which end in {', '.join(IMG_EXTENSIONS)}")
+    return FileImages(folder, sorted(paths), torch.full((len(paths),), -1), ())
 
 
 def _read_class_list(path: Path) -> list[str]:

@@ -124,6 +124,7 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch) -> None:
         ({"split": "val"}, "cifar10 has no split 'val': choose from train, test"),
         ({"source": "stl10", "split": "extra"}, "train\\+unlabeled"),
         ({"class_list": "some.txt"}, "class_list is for source folder"),
+        ({"source": "folder", "class_list": "some.txt", "classes": ["cat"]}, "not both"),
     ],
 )
 def test_keys_that_do_not_go_together(keys, message) -> None:
@@ -206,6 +207,61 @@ def test_a_trees_digest_moves_with_it(tmp_path: Path) -> None:
     assert len(digest) == 64 and open_images(folder_config(there)).digest == digest
     (there / "train" / "b" / "0.jpg").rename(there / "train" / "b" / "1.jpg")
     assert open_images(folder_config(there)).digest != digest
+
+
+def test_classes_are_chosen_from_any_set(tmp_path: Path, monkeypatch) -> None:
+    write_tree(tmp_path / "tree" / "train", {"n01": 1, "n02": 2, "n03": 1})
+    tree = open_images(folder_config(tmp_path / "tree", classes=["n03", "n01"]))
+    assert tree.classes == ("n03", "n01") and tree.labels.tolist() == [1, 0]
+    assert tree.name(1).endswith("n03/0.jpg")
+    images, labels = write_cifar(tmp_path, monkeypatch)["train"]
+    cifar = open_images(ImageDataConfig(root=str(tmp_path), classes=["class 7"]))
+    assert isinstance(cifar, MemoryImages) and cifar.labels.unique().tolist() == [0]
+    assert np.array_equal(pixels_of(cifar), images[np.array(labels) == 7])
+
+
+# --- images without classes -----------------------------------------------------------------------
+
+
+def flat_config(root: Path, **keys) -> ImageDataConfig:
+    return ImageDataConfig(source="flat", root=str(root), **keys)
+
+
+def test_a_folder_of_ones_own_images(tmp_path: Path) -> None:
+    kinds = {"b.JPG": ("JPEG", 30, 50), "a.png": ("PNG", 64, 20), "c.webp": ("WEBP", 9, 9)}
+    for k, (name, (kind, height, width)) in enumerate(kinds.items()):
+        (tmp_path / name).write_bytes(encoded(photo(k, height, width), kind))
+    for name in ("notes.txt", "._a.png", "film.mp4"):
+        (tmp_path / name).write_bytes(b"no image")
+    source = open_images(flat_config(tmp_path))
+    assert [Path(source.name(k)).name for k in range(len(source))] == ["a.png", "b.JPG", "c.webp"]
+    assert source.labels.tolist() == [-1] * 3 and source.classes == ()
+    dataset = ImageDataset(source, train_transform(AUGMENT))
+    batch = collate([dataset[k, 0] for k in range(3)])
+    assert batch["image"].shape == (3, 3, 24, 24) and batch["label"].tolist() == [-1] * 3
+
+
+def test_parts_and_depths_of_a_flat_folder(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", {"2019": 1, "2020": 2})
+    write_tree(tmp_path, {"test": 1})
+    assert len(open_images(flat_config(tmp_path))) == 3
+    assert len(open_images(flat_config(tmp_path, split="test"))) == 1
+    assert len(open_images(flat_config(tmp_path, split=""))) == 4
+    with pytest.raises(DataError, match="no such folder") as caught:
+        open_images(flat_config(tmp_path, split="val"))
+    assert caught.value.path == str(tmp_path / "val")
+
+
+def test_wrong_flat_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no images, which end in \.jpg"):
+        open_images(flat_config(tmp_path))
+    with pytest.raises(DataError, match="no such folder; it should hold images"):
+        open_images(flat_config(tmp_path / "gone"))
+    (tmp_path / "x.png").write_bytes(encoded(photo(0), "PNG"))
+    with pytest.raises(ConfigError, match="has no classes to choose 'cat' from"):
+        open_images(flat_config(tmp_path, classes=["cat"]))
+    with pytest.raises(DataError, match="source flat takes images without classes"):
+        open_images(folder_config(tmp_path, split=""))
 
 
 # --- single files ---------------------------------------------------------------------------------
