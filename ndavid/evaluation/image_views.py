@@ -75,14 +75,24 @@ def open_labelled(data: ImageDataConfig, test_split: str) -> tuple[ImageSource, 
         ConfigError, DataError: As ``open_images``.
         DataError: If an image of either has no label, or they have other classes.
     """
-    train, test = open_images(data), open_images(data, split=test_split)
-    for source in (train, test):
-        if (unlabelled := int((source.labels < 0).sum())) or not len(source):
-            reason = f"{unlabelled} of {len(source)} images have no label to evaluate with"
-            raise DataError(source.origin, reason)
+    train, test = open_all_labelled(data), open_all_labelled(data, split=test_split)
     if train.classes != test.classes:
         raise DataError(test.origin, f"other classes in {test_split} than in {data.split}")
     return train, test
+
+
+def open_all_labelled(data: ImageDataConfig, *, split: str | None = None) -> ImageSource:
+    """Opens images all of which must have a label.
+
+    Raises:
+        ConfigError, DataError: As ``open_images``.
+        DataError: If an image has no label, or there is none.
+    """
+    source = open_images(data, split=split)
+    if (unlabelled := int((source.labels < 0).sum())) or not len(source):
+        reason = f"{unlabelled} of {len(source)} images have no label to evaluate with"
+        raise DataError(source.origin, reason)
+    return source
 
 
 def dataset_name(data: ImageDataConfig) -> str:

@@ -1,0 +1,84 @@
+"""How good a classifier of images is on the share of its training set that it never trained on."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from ndavid.checkpoint_files import MODEL_FILE
+from ndavid.collectives import world_size
+from ndavid.data.image_sources import ImageSource
+from ndavid.data.images import ImageDataConfig
+from ndavid.engine.environment import describe as describe_environment
+from ndavid.engine.runner import Pause, RunConfig, RunResult
+from ndavid.evaluation.agreement import together
+from ndavid.evaluation.classify import PerItem, accuracies, classification_details, classify
+from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
+from ndavid.evaluation.protocol import Result, file_digest
+from ndavid.methods.classification import ClassificationMethod
+
+
+class HeldOutAccuracy:
+    """An epoch hook for ``engine.fit`` that logs ``top1``, and what makes the final Result.
+
+    Args:
+        source: The held-out images.
+        views: How they are looked at.
+        every: Epochs between measurements.
+    """
+
+    def __init__(self, source: ImageSource, views: ImageViewsConfig, every: int) -> None:
+        self.source = source
+        self.views = views
+        self.every = every
+
+    def __call__(self, pause: Pause) -> dict[str, float]:
+        """Returns ``top1`` of an epoch that is due, else nothing."""
+        if pause.epoch % self.every:
+            return {}
+        method = cast(ClassificationMethod, pause.method)
+        return {"top1": accuracies(self._predict(method, pause.device))["top1"].value}
+
+    def result(
+        self,
+        method: ClassificationMethod,
+        trained: RunResult,
+        data: ImageDataConfig,
+        run: RunConfig,
+    ) -> Result:
+        """Returns the accuracy of the last step's weights, and the digest of their file."""
+        device = next(method.parameters()).device
+        predictions = self._predict(method, device)
+        protocol = describe_images(self.views, data, self.source, split=data.split)
+        protocol.num_images = len(predictions.labels)
+        protocol.num_bad = len(predictions.bad)
+        protocol.averaging = "one view an image"
+        protocol.selection = f"last step ({trained.steps})"
+        protocol.notes += [
+            f"Measured on {len(self.source)} images of {data.split} that were held out of training."
+        ]
+        weights = trained.checkpoint / MODEL_FILE
+        return Result(
+            task="classifier",
+            metrics=accuracies(predictions),
+            protocol=protocol,
+            chance=1 / len(self.source.classes),
+            tested={"path": str(weights), "sha256": together(lambda: file_digest(weights))},
+            seed=run.seed,
+            environment=describe_environment(
+                seed=run.seed, device=device, world_size=world_size(), precision=run.precision
+            ),
+            details=classification_details(predictions, self.source.classes),
+        )
+
+    def _predict(self, method: ClassificationMethod, device: torch.device) -> PerItem:
+        return classify(
+            method,
+            ImageViews(self.source, self.views),
+            device=device,
+            on_bad=self.views.on_bad,
+            views_per_batch=self.views.views_per_batch,
+            num_workers=self.views.num_workers,
+            description="held-out images",
+        )
