@@ -1,0 +1,96 @@
+"""Batch norm of a GAN's generator: plain or with a gain and a bias a class, over all ranks.
+
+Paper: Dumoulin, Shlens and Kudlur 2017, "A Learned Representation for Artistic Style" (arXiv
+1610.07629: a gain and a bias a class); de Vries et al. 2017 (arXiv 1707.00683).
+
+With several ranks statistics are those of the ranks' batches together, with gradient, so that a
+step is the step of one big batch. torch's SyncBatchNorm does this on GPUs alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ndavid.collectives import gather_with_grad, world_size
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """Batch norm of (B, C, ...) whose statistics in training are those of all ranks' batches.
+
+    On one rank it is torch's. Its state dict is that of ``nn.BatchNorm2d``.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and world_size() > 1:
+            return self._forward_of_all_ranks(input)
+        return super().forward(input)
+
+    def _forward_of_all_ranks(self, input: Tensor) -> Tensor:
+        x = input.float()
+        mean, variance, count = _statistics_of_all_ranks(x)
+        if self.track_running_stats:
+            self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
+        per_channel = (-1, *[1] * (x.dim() - 2))
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        shift = -mean * scale
+        if self.affine:
+            shift = shift + self.bias
+        return (x * scale.view(per_channel) + shift.view(per_channel)).to(input.dtype)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def _statistics_of_all_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (C,) of all ranks' values of a channel, and how many those are."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    variance, mean = torch.var_mean(x, dim=axes, correction=0)
+    count = torch.full_like(mean, x.numel() / x.shape[1])
+    # (ranks, C) each. A rank's deviations are from its own mean, which loses no digits.
+    means, variances, counts = gather_with_grad(torch.stack([mean, variance, count])[None]).unbind(
+        1
+    )
+    total = counts.sum(dim=0)
+    shares = counts / total
+    common = (shares * means).sum(dim=0)
+    return common, (shares * (variances + (means - common) ** 2)).sum(dim=0), total
+
+
+class ClassBatchNorm(nn.Module):
+    """Batch norm of (B, C, ...) with a gain and a bias for each class of ``labels`` (B,).
+
+    Gains are stored as their difference from 1. With ``num_classes`` 0 there is one gain and one
+    bias for all, and ``labels`` are not looked at.
+    """
+
+    def __init__(self, channels: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.norm = SyncedBatchNorm(channels, affine=num_classes == 0)
+        self.gain = nn.Embedding(num_classes, channels) if num_classes else None
+        self.bias = nn.Embedding(num_classes, channels) if num_classes else None
+        for embedding in (self.gain, self.bias):
+            if embedding is not None:
+                nn.init.zeros_(embedding.weight)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        normed = self.norm(x)
+        if self.gain is None or self.bias is None:
+            return normed
+        per_sample = (len(x), -1, *[1] * (x.dim() - 2))
+        gain = (1 + self.gain(labels)).to(normed.dtype).view(per_sample)
+        bias = self.bias(labels).to(normed.dtype).view(per_sample)
+        return torch.addcmul(bias, normed, gain)

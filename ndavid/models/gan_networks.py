@@ -1,0 +1,185 @@
+"""A residual generator and a residual discriminator of any widths; SNGAN and BigGAN are two sets.
+
+Papers: Miyato et al. 2018 (arXiv 1802.05957); Miyato and Koyama 2018, "cGANs with Projection
+Discriminator" (arXiv 1802.05637); Brock, Donahue and Simonyan 2019 (arXiv 1809.11096).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ndavid.models.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
+from ndavid.models.gan_blocks import DiscriminatorBlock, GeneratorBlock
+from ndavid.models.spectral_norm import spectral_norm
+
+Init = Literal["normal", "orthogonal", "xavier"]
+
+
+class Generator(nn.Module):
+    """Latents (B, latent_dim) and labels (B,) or None -> images (B, 3, S, S), float32 in [-1, 1].
+
+    Args:
+        latent_dim: size of a latent.
+        image_size: S, a multiple of 2 ** (number of blocks).
+        widths: channels of the first map, then of each block's output; a block doubles the size.
+        num_classes: 0 for an unconditional one.
+        spectral: whether convolutions and linear layers are spectrally normalised.
+        init: how their weights start, from the default generator.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_size: int,
+        widths: Sequence[int],
+        num_classes: int = 0,
+        spectral: bool = True,
+        init: Init = "normal",
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.num_classes = latent_dim, num_classes
+        self.bottom = image_size >> (len(widths) - 1)
+        self.linear = nn.Linear(latent_dim, widths[0] * self.bottom**2)
+        self.blocks = nn.ModuleList(GeneratorBlock(i, o, num_classes) for i, o in pairwise(widths))
+        self.bn = SyncedBatchNorm(widths[-1])
+        self.conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        initialise(self, init)
+        if spectral:
+            normalise_spectrally(self)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if latents.ndim != 2 or latents.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"the generator wants latents of shape (B, {self.latent_dim}), "
+                f"got {tuple(latents.shape)}"
+            )
+        check_labels(labels, len(latents), self.num_classes, "generator")
+        h = self.linear(latents).view(len(latents), -1, self.bottom, self.bottom)
+        for block in self.blocks:
+            h = block(h, labels)
+        h = self.conv(F.relu(self.bn(h), inplace=True))
+        return torch.tanh(h.float())
+
+
+class Discriminator(nn.Module):
+    """Images (B, 3, S, S) in [-1, 1] and labels (B,) or None -> logits (B,) in float32.
+
+    With classes, a logit is that of the image alone plus the product of its features with the
+    label's vector (projection).
+
+    Args:
+        image_size: S.
+        widths: channels of each block's output.
+        down: for each block, whether it halves the size.
+        num_classes: 0 for an unconditional one.
+        wide: whether a block's hidden width is that of its output, or of its input.
+        init: how weights start, from the default generator.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        widths: Sequence[int],
+        down: Sequence[bool],
+        num_classes: int = 0,
+        wide: bool = True,
+        init: Init = "normal",
+    ) -> None:
+        super().__init__()
+        self.image_size, self.num_classes, self.feature_dim = image_size, num_classes, widths[-1]
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(i, o, down=halves, first=index == 0, wide=wide)
+            for index, (i, o, halves) in enumerate(
+                zip([3, *widths[:-1]], widths, down, strict=True)
+            )
+        )
+        self.linear = nn.Linear(widths[-1], 1)
+        self.embed = nn.Embedding(num_classes, widths[-1]) if num_classes else None
+        initialise(self, init)
+        normalise_spectrally(self)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_labels(labels, len(images), self.num_classes, "discriminator")
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.linear(features)[:, 0]
+            if self.embed is not None:
+                logits = logits + (self.embed(labels) * features).sum(dim=1)
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the linear layer sees: (B, feature_dim) in float32, all pixels summed."""
+        size = self.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"the discriminator wants images of shape (B, 3, {size}, {size}), got "
+                f"{tuple(images.shape)}: resize them, or set model.image_size"
+            )
+        h = images
+        for block in self.blocks:
+            h = block(h)
+        return F.relu(h).sum(dim=(2, 3), dtype=torch.float32)
+
+
+def check_labels(labels: Tensor | None, batch: int, num_classes: int, who: str) -> None:
+    """Raises ValueError where labels are not what a network of ``num_classes`` (0: none) wants.
+
+    Values are looked at on the CPU alone: elsewhere that would make the device wait.
+    """
+    if num_classes == 0:
+        if labels is not None:
+            raise ValueError(f"the {who} is unconditional: pass no labels, or set num_classes")
+        return
+    if labels is None or labels.shape != (batch,):
+        shape = None if labels is None else tuple(labels.shape)
+        raise ValueError(
+            f"the {who} is conditional: it wants one label a sample, ({batch},), got {shape}"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"the {who} has {num_classes} classes: labels run from 0 to {num_classes - 1}, "
+                f"got {low if low < 0 else high}"
+            )
+
+
+def initialise(network: nn.Module, init: Init) -> None:
+    """Draws all weights anew, from the default generator; biases start at zero.
+
+    Gains and biases of :class:`ClassBatchNorm` stay as they are: all classes start alike.
+    """
+    norms = [child for child in network.modules() if isinstance(child, ClassBatchNorm)]
+    of_norms = {id(layer) for norm in norms for layer in norm.modules()}
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) and id(layer) not in of_norms:
+            _draw(layer.weight, init)
+            if not isinstance(layer, nn.Embedding) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _draw(weight: Tensor, init: Init) -> None:
+    if init == "normal":
+        nn.init.normal_(weight, std=0.02)
+    elif init == "orthogonal":
+        nn.init.orthogonal_(weight)
+    elif init == "xavier":
+        nn.init.xavier_uniform_(weight)
+    else:
+        raise ValueError(f"init is normal, orthogonal or xavier, not {init!r}")
+
+
+def normalise_spectrally(network: nn.Module) -> None:
+    """Puts a spectral norm on all convolutions, linear layers and the projection's embedding."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    embed = getattr(network, "embed", None)
+    for layer in layers if embed is None else [*layers, embed]:
+        spectral_norm(layer)
