@@ -4,8 +4,9 @@ Papers: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial N
 1802.05957, appendix B.4); Brock, Donahue and Simonyan 2019, "Large Scale GAN Training for High
 Fidelity Natural Image Synthesis" (arXiv 1809.11096, appendix B).
 
-The 1x1 convolution of a shortcut commutes with nearest upsampling and with average pooling; here it
-always runs at the lower resolution, at a quarter of the cost.
+The same functions in fewer operations: the 1x1 convolution of a shortcut commutes with nearest
+upsampling and with average pooling, so that it always runs at the lower resolution; the 3x3 one
+beside a change of size is fused with it (``resampling_convs``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndavid.models.conditional_batchnorm import ClassBatchNorm
+from ndavid.models.resampling_convs import PooledConv2d, UpsampledConv2d
 
 
 class GeneratorBlock(nn.Module):
@@ -22,16 +24,16 @@ class GeneratorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, num_classes: int = 0) -> None:
         super().__init__()
         self.bn1 = ClassBatchNorm(in_channels, num_classes)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = UpsampledConv2d(in_channels, out_channels)
         self.bn2 = ClassBatchNorm(out_channels, num_classes)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_sc = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         h = F.relu(self.bn1(x, labels), inplace=True)
-        h = self.conv1(_upsample(h))
+        h = self.conv1(h)
         h = F.relu(self.bn2(h, labels), inplace=True)
-        return self.conv2(h) + _upsample(self.conv_sc(x))
+        return self.conv2(h) + F.interpolate(self.conv_sc(x), scale_factor=2.0, mode="nearest")
 
 
 class DiscriminatorBlock(nn.Module):
@@ -55,18 +57,16 @@ class DiscriminatorBlock(nn.Module):
         hidden = out_channels if wide or first else in_channels
         self.down, self.first = down, first
         self.conv1 = nn.Conv2d(in_channels, hidden, 3, padding=1)
-        self.conv2 = nn.Conv2d(hidden, out_channels, 3, padding=1)
+        self.conv2: nn.Conv2d
+        if down:
+            self.conv2 = PooledConv2d(hidden, out_channels)
+        else:
+            self.conv2 = nn.Conv2d(hidden, out_channels, 3, padding=1)
         has_shortcut = down or in_channels != out_channels
         self.conv_sc = nn.Conv2d(in_channels, out_channels, 1) if has_shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x if self.first else F.relu(x))
         h = self.conv2(F.relu(h, inplace=True))
-        shortcut = x
-        if self.down:
-            h, shortcut = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        shortcut = F.avg_pool2d(x, 2) if self.down else x
         return h + (shortcut if self.conv_sc is None else self.conv_sc(shortcut))
-
-
-def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
