@@ -1,7 +1,8 @@
 """Batch norm of a GAN's generator: plain or with a gain and a bias a class, over all ranks.
 
 Paper: Dumoulin, Shlens and Kudlur 2017, "A Learned Representation for Artistic Style" (arXiv
-1610.07629: a gain and a bias a class); de Vries et al. 2017 (arXiv 1707.00683).
+1610.07629: a gain and a bias a class); Brock, Donahue and Simonyan 2019 (arXiv 1809.11096: both as
+linear functions of a class vector and a part of the latent).
 
 With several ranks statistics are those of the ranks' batches together, with gradient, so that a
 step is the step of one big batch. torch's SyncBatchNorm does this on GPUs alone.
@@ -61,9 +62,8 @@ def _statistics_of_all_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(x, dim=axes, correction=0)
     count = torch.full_like(mean, x.numel() / x.shape[1])
     # (ranks, C) each. A rank's deviations are from its own mean, which loses no digits.
-    means, variances, counts = gather_with_grad(torch.stack([mean, variance, count])[None]).unbind(
-        1
-    )
+    of_ranks = gather_with_grad(torch.stack([mean, variance, count])[None])
+    means, variances, counts = of_ranks.unbind(dim=1)
     total = counts.sum(dim=0)
     shares = counts / total
     common = (shares * means).sum(dim=0)
@@ -71,26 +71,39 @@ def _statistics_of_all_ranks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ClassBatchNorm(nn.Module):
-    """Batch norm of (B, C, ...) with a gain and a bias for each class of ``labels`` (B,).
+    """Batch norm of (B, C, ...) with a gain and a bias for each sample, of its ``condition``.
 
-    Gains are stored as their difference from 1. With ``num_classes`` 0 there is one gain and one
-    bias for all, and ``labels`` are not looked at.
+    Args:
+        channels: C.
+        num_classes: above 0, the condition is a label, (B,), and each class has its own gain and
+            bias. 0: there is one for all, and the condition is not looked at.
+        vector_dim: above 0, the condition is a vector, (B, vector_dim) instead, of which gain and
+            bias are linear functions.
+
+    Gains are stored as their difference from 1.
     """
 
-    def __init__(self, channels: int, num_classes: int = 0) -> None:
+    def __init__(self, channels: int, num_classes: int = 0, vector_dim: int = 0) -> None:
         super().__init__()
-        self.norm = SyncedBatchNorm(channels, affine=num_classes == 0)
-        self.gain = nn.Embedding(num_classes, channels) if num_classes else None
-        self.bias = nn.Embedding(num_classes, channels) if num_classes else None
-        for embedding in (self.gain, self.bias):
-            if embedding is not None:
-                nn.init.zeros_(embedding.weight)
+        self.norm = SyncedBatchNorm(channels, affine=num_classes == 0 and vector_dim == 0)
+        self.gain = _per_sample(channels, num_classes, vector_dim)
+        self.bias = _per_sample(channels, num_classes, vector_dim)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         normed = self.norm(x)
         if self.gain is None or self.bias is None:
             return normed
         per_sample = (len(x), -1, *[1] * (x.dim() - 2))
-        gain = (1 + self.gain(labels)).to(normed.dtype).view(per_sample)
-        bias = self.bias(labels).to(normed.dtype).view(per_sample)
+        gain = (1 + self.gain(condition)).to(normed.dtype).view(per_sample)
+        bias = self.bias(condition).to(normed.dtype).view(per_sample)
         return torch.addcmul(bias, normed, gain)
+
+
+def _per_sample(channels: int, num_classes: int, vector_dim: int) -> nn.Module | None:
+    if vector_dim:
+        return nn.Linear(vector_dim, channels, bias=False)
+    if not num_classes:
+        return None
+    embedding = nn.Embedding(num_classes, channels)
+    nn.init.zeros_(embedding.weight)  # all classes start alike
+    return embedding

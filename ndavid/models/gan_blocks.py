@@ -19,20 +19,25 @@ from ndavid.models.resampling_convs import PooledConv2d, UpsampledConv2d
 
 
 class GeneratorBlock(nn.Module):
-    """(B, in, H, W) -> (B, out, 2H, 2W): norm, ReLU, up, 3x3, norm, ReLU, 3x3, plus shortcut."""
+    """(B, in, H, W) -> (B, out, 2H, 2W): norm, ReLU, up, 3x3, norm, ReLU, 3x3, plus shortcut.
 
-    def __init__(self, in_channels: int, out_channels: int, num_classes: int = 0) -> None:
+    Norms are :class:`ClassBatchNorm`, whose condition is passed on to both.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_classes: int = 0, vector_dim: int = 0
+    ) -> None:
         super().__init__()
-        self.bn1 = ClassBatchNorm(in_channels, num_classes)
+        self.bn1 = ClassBatchNorm(in_channels, num_classes, vector_dim)
         self.conv1 = UpsampledConv2d(in_channels, out_channels)
-        self.bn2 = ClassBatchNorm(out_channels, num_classes)
+        self.bn2 = ClassBatchNorm(out_channels, num_classes, vector_dim)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_sc = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        h = F.relu(self.bn1(x, labels), inplace=True)
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = F.relu(self.bn1(x, condition), inplace=True)
         h = self.conv1(h)
-        h = F.relu(self.bn2(h, labels), inplace=True)
+        h = F.relu(self.bn2(h, condition), inplace=True)
         return self.conv2(h) + F.interpolate(self.conv_sc(x), scale_factor=2.0, mode="nearest")
 
 

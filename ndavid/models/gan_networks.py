@@ -7,13 +7,14 @@ Discriminator" (arXiv 1802.05637); Brock, Donahue and Simonyan 2019 (arXiv 1809.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ndavid.models.attention import SelfAttention
 from ndavid.models.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
 from ndavid.models.gan_blocks import DiscriminatorBlock, GeneratorBlock
 from ndavid.models.spectral_norm import spectral_norm
@@ -29,8 +30,15 @@ class Generator(nn.Module):
         image_size: S, a multiple of 2 ** (number of blocks).
         widths: channels of the first map, then of each block's output; a block doubles the size.
         num_classes: 0 for an unconditional one.
+        attention: the map's size after which self-attention is put; 0: none.
+        shared_embedding_dim: above 0, a class has one vector of that size, of which all batch norms
+            take linear functions; 0: a gain and a bias of its own in each.
+        hierarchical: whether each block gets a part of the latent besides, through batch norm.
         spectral: whether convolutions and linear layers are spectrally normalised.
         init: how their weights start, from the default generator.
+
+    Raises ValueError where no block makes maps of the size asked for, where a latent is too short
+    to be divided, and in forward on latents or labels of a wrong shape.
     """
 
     def __init__(
@@ -40,14 +48,33 @@ class Generator(nn.Module):
         image_size: int,
         widths: Sequence[int],
         num_classes: int = 0,
+        attention: int = 0,
+        shared_embedding_dim: int = 0,
+        hierarchical: bool = False,
         spectral: bool = True,
         init: Init = "normal",
     ) -> None:
         super().__init__()
+        count = len(widths) - 1
         self.latent_dim, self.num_classes = latent_dim, num_classes
-        self.bottom = image_size >> (len(widths) - 1)
-        self.linear = nn.Linear(latent_dim, widths[0] * self.bottom**2)
-        self.blocks = nn.ModuleList(GeneratorBlock(i, o, num_classes) for i, o in pairwise(widths))
+        self.bottom = image_size >> count
+        if hierarchical and latent_dim <= count:
+            raise ValueError(
+                f"a hierarchical latent wants at least {count + 1} numbers: latent_dim"
+            )
+        # The first part of a hierarchical latent goes into the first map, then one into each block.
+        self.part = latent_dim // (count + 1) if hierarchical else 0
+        self.shared: nn.Embedding | None = None
+        if shared_embedding_dim:
+            self.shared = nn.Embedding(num_classes, shared_embedding_dim)
+        vector = self.part + shared_embedding_dim
+        first = latent_dim - count * self.part
+        self.linear = nn.Linear(first, widths[0] * self.bottom**2)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(i, o, num_classes, vector) for i, o in pairwise(widths)
+        )
+        sizes = [self.bottom << (index + 1) for index in range(count)]
+        self.attended, self.attention = _attention(attention, sizes, widths[1:])
         self.bn = SyncedBatchNorm(widths[-1])
         self.conv = nn.Conv2d(widths[-1], 3, 3, padding=1)
         initialise(self, init)
@@ -61,11 +88,31 @@ class Generator(nn.Module):
                 f"got {tuple(latents.shape)}"
             )
         check_labels(labels, len(latents), self.num_classes, "generator")
-        h = self.linear(latents).view(len(latents), -1, self.bottom, self.bottom)
-        for block in self.blocks:
-            h = block(h, labels)
+        first, conditions = self._split(latents, labels)
+        h = self.linear(first).view(len(latents), -1, self.bottom, self.bottom)
+        for index, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True)):
+            h = block(h, condition)
+            if index == self.attended:
+                h = self.attention(h)
         h = self.conv(F.relu(self.bn(h), inplace=True))
         return torch.tanh(h.float())
+
+    def _split(
+        self, latents: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """What the first map is made of, and the condition of each block."""
+        count = len(self.blocks)
+        conditions: list[list[Tensor]] = [[] for _ in range(count)]
+        if self.shared is not None:
+            conditions = [[self.shared(labels)]] * count
+        if self.part:
+            sizes = [self.latent_dim - count * self.part, *[self.part] * count]
+            first, *parts = latents.split(sizes, dim=1)
+            conditions = [[*c, part] for c, part in zip(conditions, parts, strict=True)]
+            latents = first
+        if not conditions[0]:
+            return latents, [labels] * count
+        return latents, [torch.cat(c, dim=1) for c in conditions]
 
 
 class Discriminator(nn.Module):
@@ -79,6 +126,7 @@ class Discriminator(nn.Module):
         widths: channels of each block's output.
         down: for each block, whether it halves the size.
         num_classes: 0 for an unconditional one.
+        attention: the map's size after which self-attention is put; 0: none.
         wide: whether a block's hidden width is that of its output, or of its input.
         init: how weights start, from the default generator.
     """
@@ -90,6 +138,7 @@ class Discriminator(nn.Module):
         widths: Sequence[int],
         down: Sequence[bool],
         num_classes: int = 0,
+        attention: int = 0,
         wide: bool = True,
         init: Init = "normal",
     ) -> None:
@@ -101,6 +150,8 @@ class Discriminator(nn.Module):
                 zip([3, *widths[:-1]], widths, down, strict=True)
             )
         )
+        sizes = [image_size >> halvings for halvings in accumulate(down)]
+        self.attended, self.attention = _attention(attention, sizes, widths)
         self.linear = nn.Linear(widths[-1], 1)
         self.embed = nn.Embedding(num_classes, widths[-1]) if num_classes else None
         initialise(self, init)
@@ -124,8 +175,10 @@ class Discriminator(nn.Module):
                 f"{tuple(images.shape)}: resize them, or set model.image_size"
             )
         h = images
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             h = block(h)
+            if index == self.attended:
+                h = self.attention(h)
         return F.relu(h).sum(dim=(2, 3), dtype=torch.float32)
 
 
@@ -152,18 +205,33 @@ def check_labels(labels: Tensor | None, batch: int, num_classes: int, who: str) 
             )
 
 
+def _attention(
+    size: int, sizes: Sequence[int], widths: Sequence[int]
+) -> tuple[int, SelfAttention | nn.Identity]:
+    """After which block attention to maps of ``size`` comes (-1: none), and the layer."""
+    if not size:
+        return -1, nn.Identity()
+    if size not in sizes:
+        raise ValueError(
+            f"no block makes maps of {size} px: attention can be at {sorted(set(sizes))}"
+        )
+    return sizes.index(size), SelfAttention(widths[sizes.index(size)])
+
+
 def initialise(network: nn.Module, init: Init) -> None:
     """Draws all weights anew, from the default generator; biases start at zero.
 
-    Gains and biases of :class:`ClassBatchNorm` stay as they are: all classes start alike.
+    A class's own gains and biases in batch norm stay as they are: all classes start alike.
     """
     norms = [child for child in network.modules() if isinstance(child, ClassBatchNorm)]
-    of_norms = {id(layer) for norm in norms for layer in norm.modules()}
+    own = {id(layer) for norm in norms for layer in (norm.gain, norm.bias)}
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) and id(layer) not in of_norms:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             _draw(layer.weight, init)
-            if not isinstance(layer, nn.Embedding) and layer.bias is not None:
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding) and id(layer) not in own:
+            _draw(layer.weight, init)
 
 
 def _draw(weight: Tensor, init: Init) -> None:
