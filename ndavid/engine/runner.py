@@ -1,7 +1,8 @@
 """The one training loop: `fit` runs any module with the method protocol over any keyed dataset.
 
 A method is an ``nn.Module`` whose ``forward(batch, *, generator, step)`` returns a dict with a
-scalar "loss" and detached scalar metrics. Its ``state_dict()`` is all there is to save.
+scalar "loss" and detached scalar metrics. Its ``state_dict()`` is all there is to save. A method of
+several players, each with its optimizer, says how they take turns (`turns.py`).
 
 Positions are optimizer steps. Epoch and batch follow from the step, random numbers from
 (seed, rank, step), the learning rate from the step: a run resumed at a step goes on as if it had
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import signal
@@ -44,12 +46,25 @@ from ndavid.engine.finite import FiniteWatch, check_parameters
 from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, to_device
 from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
-from ndavid.engine.optim import OptimConfig, build_optimizer, lr_factor, set_lr
+from ndavid.engine.optim import OptimConfig, lr_factor, set_lr
 from ndavid.engine.records import StepRecords
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.sampler import EpochSampler
 from ndavid.engine.signals import StopSignal, leave
 from ndavid.engine.tracking import Tracker, other_trackers, say
+from ndavid.engine.turns import (
+    ONLY,
+    Batch,
+    ParamGroups,
+    Players,
+    TurnTaken,
+    batches_per_step,
+    build_optimizers,
+    give_turn,
+    outputs_of_step,
+    parameters_of,
+    total_norm,
+)
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
 
 
@@ -89,6 +104,8 @@ class RunConfig:
     """channels-last convolution weights; faster on most devices"""
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, kept in checkpoints; 0 keeps none"""
+    ema_start_step: int = 0
+    """optimizer steps before which the average is a copy of the weights"""
     trackers: list[str] = field(default_factory=list)
     """accelerate trackers beside JSONL and TensorBoard, such as wandb"""
     deterministic: bool = False
@@ -100,6 +117,7 @@ class RunConfig:
         for name, least in [
             ("epochs", 1), ("batch_size", 1), ("save_every_steps", 1),
             ("keep_checkpoints", 0), ("log_every", 1), ("num_workers", 0), ("max_steps", 1),
+            ("ema_start_step", 0),
         ]:  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
@@ -112,19 +130,32 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class EpochEnd:
-    """What a hook at the end of an epoch is given, on every rank."""
+class Pause:
+    """What a hook is given while training waits for it, on every rank."""
 
     epoch: int
-    """epochs done, counted from 1"""
+    """whole epochs done"""
     step: int
     """optimizer steps done"""
     method: nn.Module
     """the bare method, in eval mode; the loop sets it back to train mode"""
     ema: nn.Module | None
-    """the averaged method, if the run keeps one"""
+    """the averaged method, or what it has averaged of it, if the run keeps an average"""
     device: torch.device
     output: Path
+    show: Callable[[str, Tensor], None] = lambda name, picture: None
+    """puts a picture, uint8 (3, H, W), into TensorBoard under a name, at this step"""
+
+
+Hook = Callable[[Pause], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """A hook that is called each time another ``every`` optimizer steps are done."""
+
+    every: int
+    call: Hook
 
 
 @dataclass(frozen=True)
@@ -139,8 +170,6 @@ class RunResult:
 
 
 T = TypeVar("T")
-ParamGroups = Callable[[Any], Iterable[dict[str, Any]]]
-EpochHook = Callable[[EpochEnd], dict[str, float]]
 
 
 def fit(
@@ -152,7 +181,8 @@ def fit(
     config_yaml: str = "",
     collate: Collate | None = None,
     param_groups: ParamGroups | None = None,
-    on_epoch_end: EpochHook | None = None,
+    on_epoch_end: Hook | None = None,
+    on_steps: EverySteps | None = None,
 ) -> RunResult:
     """Trains ``method`` on ``dataset`` and leaves a run directory behind.
 
@@ -165,9 +195,11 @@ def fit(
         config_yaml: the whole resolved config, kept in the folder and compared on resume.
         collate: samples to a dict with tensors; a "bad" entry, a list of (path, reason), names the
             clips that others stand in for.
-        param_groups: method -> dicts with ``params`` and ``lr_scale``; all parameters when None.
+        param_groups: method -> dicts with ``params`` and ``lr_scale``; all parameters when None. A
+            method of several players has groups of its own.
         on_epoch_end: called on every rank after each whole epoch; rank 0's result is logged under
             ``val/``.
+        on_steps: the same every so many steps, before what the epoch's end calls.
 
     Raises:
         ConfigError: settings that cannot work, or that differ from those of the run to resume.
@@ -182,14 +214,15 @@ def fit(
         device=run.device,
         trackers=trackers,
         project_dir=Path(run.output),
-        find_unused_parameters=run.find_unused_parameters,
+        # In one player's turn the others' parameters are in no graph.
+        find_unused_parameters=run.find_unused_parameters or isinstance(method, Players),
     )
     with _surroundings(run.deterministic, accelerator.device), StopSignal() as stop:
         loop = _Loop(accelerator, run, optim, config_yaml, stop)
         try:
             loop.place(method, param_groups)
             loop.feed(dataset, collate)
-            return loop.train(on_epoch_end)
+            return loop.train(on_epoch_end, on_steps)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -235,20 +268,26 @@ class _Loop:
         self.method = method.to(self.device)
         if run.channels_last:
             to_channels_last(method)
-        self.ema = ModelEmaV3(method, decay=run.ema_decay) if run.ema_decay else None
-        groups = param_groups(method) if param_groups else None
-        optimizer = build_optimizer(method, self.optim, groups)
+        self.averaged = _averaged(method)
+        self.ema = None
+        if run.ema_decay:
+            self.ema = ModelEmaV3(
+                self.averaged, decay=run.ema_decay, update_after_step=run.ema_start_step
+            )
+        optimizers = build_optimizers(method, self.optim, param_groups)
         if run.compile:
             for target in _compile_targets(method):
                 target.compile()
-        self.model, self.optimizer = self.accelerator.prepare(method, optimizer)
+        self.model, *prepared = self.accelerator.prepare(method, *optimizers.values())
+        self.optimizers = dict(zip(optimizers, prepared, strict=True))
         # accelerate puts autocast around forward; the caller gets the method back without it.
         self.closing.callback(self.accelerator.unwrap_model, self.model, keep_fp32_wrapper=False)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = {name: parameters_of(o) for name, o in self.optimizers.items()}
 
     def feed(self, dataset: KeyedDataset, collate: Collate | None) -> None:
         """Builds the loader and, from its length, the number of steps."""
-        run, every = self.run, self.optim.accumulate_steps
+        run, accumulate = self.run, self.optim.accumulate_steps
+        self.batches_per_step = accumulate * batches_per_step(self.method)
         self.sampler = EpochSampler(
             len(dataset), run.batch_size, seed=run.seed, rank=rank(), world_size=world_size()
         )
@@ -260,11 +299,13 @@ class _Loop:
             pin_memory=self.device.type == "cuda",
         )
         self.closing.callback(close_loader, self.loader)
-        self.steps_per_epoch = len(self.sampler) // every
+        self.steps_per_epoch = len(self.sampler) // self.batches_per_step
         if not self.steps_per_epoch:
+            turns = self.batches_per_step // accumulate
+            times = f" times {turns} batches a step" if turns > 1 else ""
             raise ConfigError(
-                f"optim.accumulate_steps {every} is more than the {len(self.sampler)} batches "
-                "of an epoch"
+                f"optim.accumulate_steps {accumulate}{times} is more than the "
+                f"{len(self.sampler)} batches of an epoch"
             )
         self.total_steps = run.epochs * self.steps_per_epoch
         if run.max_steps is not None:
@@ -309,9 +350,11 @@ class _Loop:
             run_directory.check_same_length(path, state, self.total_steps)
         try:
             self.method.load_state_dict(loaded.model)
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(_state_of_player(state["optimizer"], name))
             if self.ema is not None:
-                self.ema.module.load_state_dict(loaded.model if loaded.ema is None else loaded.ema)
+                average = self.averaged.state_dict() if loaded.ema is None else loaded.ema
+                self.ema.module.load_state_dict(average)
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.bad_clips.restore(state["bad_clips"])
@@ -330,7 +373,7 @@ class _Loop:
 
     # The loop
 
-    def train(self, on_epoch_end: EpochHook | None) -> RunResult:
+    def train(self, on_epoch_end: Hook | None, on_steps: EverySteps | None) -> RunResult:
         """Goes from the first step, or that of a checkpoint, to the last."""
         step = self.start()
         self.tracker = Tracker(
@@ -349,8 +392,10 @@ class _Loop:
             for group in self._groups(step):
                 self._step(step, group)
                 step += 1
+                if on_steps is not None and step % on_steps.every == 0:
+                    self._pause(step, on_steps.call, f"step {step}")
                 if step % self.steps_per_epoch == 0 and on_epoch_end is not None:
-                    self._validate(step, on_epoch_end)
+                    self._pause(step, on_epoch_end, f"epoch {step // self.steps_per_epoch}")
                 self._save_or_leave(step)
                 if step == self.total_steps:
                     break
@@ -358,9 +403,8 @@ class _Loop:
 
     def _groups(self, step: int) -> Iterator[list[dict[str, Any]]]:
         """From ``step`` to the end of its epoch: the batches of one optimizer step at a time."""
-        every = self.optim.accumulate_steps
         epoch, first = divmod(step, self.steps_per_epoch)
-        self.sampler.set_position(epoch, first * every)
+        self.sampler.set_position(epoch, first * self.batches_per_step)
         stream = batches(self.loader)
         for done in range(first, self.steps_per_epoch):
             yield self._fetch(stream, epoch * self.steps_per_epoch + done + 1)
@@ -371,7 +415,7 @@ class _Loop:
         problem: Exception | None = None
         with self.watch.waiting_for_data():
             try:
-                group += itertools.islice(stream, self.optim.accumulate_steps)
+                group += itertools.islice(stream, self.batches_per_step)
             except Exception as error:
                 problem = error
         bad = [clip for batch in group for clip in batch.pop("bad", ())]
@@ -392,18 +436,19 @@ class _Loop:
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
         )
-        set_lr(self.optimizer, lr)
-        outputs = [self._forward_backward(step, i, group) for i in range(len(group))]
-        norm = self._gradient_norm()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers.values():
+            set_lr(optimizer, lr)
+        turns = self._take_turns(step, group)
         done = step + 1
         if self.ema is not None:
-            self.ema.update(self.method, step=done)
+            self.ema.update(self.averaged, step=done)
+        norm = total_norm(turns)
         # With a gradient scaler an infinite norm is an overflow, which skips the step.
         checked = None if self.accelerator.scaler is not None else norm
-        self.finite.note(done, [output["loss"] for output in outputs], checked, lr)
+        losses = [output["loss"] for turn in turns for output in turn.outputs]
+        self.finite.note(done, losses, checked, lr)
         self.watch.step_done()
+        outputs = outputs_of_step(turns)
         self.records.note(done, outputs, norm, {"lr": lr, "bad_clips": float(len(self.bad_clips))})
         due = done == 1 or done % self.run.log_every == 0 or done == self.total_steps
         if due or self.device.type == "cpu":
@@ -413,27 +458,58 @@ class _Loop:
         else:
             self.tracker.advance(done)
 
-    def _forward_backward(
-        self, step: int, micro: int, group: list[dict[str, Any]]
-    ) -> dict[str, Tensor]:
-        """One batch of a group; ranks add their gradients at the last one only."""
-        seed, last = self.run.seed, micro == len(group) - 1
-        batch = to_device(group[micro], self.device)
-        # Library modules such as nn.Dropout draw from the default generator.
-        torch.manual_seed(derive_seed(seed, "step", rank(), step, micro))
-        draws = generator(seed, "nda", rank(), step, micro)
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            output = self.model(batch, generator=draws, step=step)
-            self.accelerator.backward(output["loss"] / len(group))
-        return {name: torch.as_tensor(value).detach() for name, value in output.items()}
+    def _take_turns(self, step: int, group: list[Batch]) -> list[TurnTaken]:
+        """The turns of one step, each with the step of its player's optimizer."""
+        batches = [to_device(batch, self.device) for batch in group]
+        if not isinstance(self.method, Players):
+            return [self._take_turn(step, ONLY, batches, 0)]
+        dealt = generator(self.run.seed, "deal", rank(), step)
+        with torch.no_grad(), self.accelerator.autocast():
+            plan = self.method.deal(batches, generator=dealt, step=step)
+        taken: list[TurnTaken] = []
+        for player, own in plan:
+            give_turn(player, self.parameters)
+            before = sum(len(turn.outputs) for turn in taken)
+            taken.append(self._take_turn(step, player, own, before))
+        return taken
 
-    def _gradient_norm(self) -> Tensor:
+    def _take_turn(self, step: int, player: str, batches: list[Batch], before: int) -> TurnTaken:
+        """Forward and backward through one player's batches, and its optimizer's step.
+
+        ``before`` counts the step's batches in earlier turns.
+        """
+        optimizer, parameters = self.optimizers[player], self.parameters[player]
+        outputs = []
+        for micro, batch in enumerate(batches):
+            last = micro == len(batches) - 1
+            # Ranks add their gradients at the last batch only.
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self._forward(step, before + micro, batch)
+                self.accelerator.backward(output["loss"] / len(batches))
+            outputs.append(
+                {name: torch.as_tensor(value).detach() for name, value in output.items()}
+            )
+        norm = self._gradient_norm(optimizer, parameters)
+        optimizer.step()
+        optimizer.zero_grad()
+        return TurnTaken(player, outputs, norm)
+
+    def _forward(self, step: int, micro: int, batch: Batch) -> dict[str, Tensor]:
+        """The method on the ``micro``-th batch of a step."""
+        # Library modules such as nn.Dropout draw from the default generator.
+        torch.manual_seed(derive_seed(self.run.seed, "step", rank(), step, micro))
+        draws = generator(self.run.seed, "nda", rank(), step, micro)
+        return cast(dict[str, Tensor], self.model(batch, generator=draws, step=step))
+
+    def _gradient_norm(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+    ) -> Tensor:
         """The global norm before clipping; clips if asked to."""
         limit = self.optim.clip_grad_norm
         if limit is not None:
-            return self.accelerator.clip_grad_norm_(self.parameters, limit)
-        self.accelerator.unscale_gradients(self.optimizer)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            return self.accelerator.clip_grad_norm_(parameters, limit)
+        self.accelerator.unscale_gradients(optimizer)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _check_finite(self) -> None:
         with self._flushed_before_leaving():
@@ -458,7 +534,7 @@ class _Loop:
         if not records:
             return
         # Read after the transfer, which waited for the steps, so that timings are true.
-        timings = self.watch.read(self.run.batch_size * world_size() * self.optim.accumulate_steps)
+        timings = self.watch.read(self.run.batch_size * world_size() * self.batches_per_step)
         for record in records:
             epoch = (record.step - 1) // self.steps_per_epoch
             self.tracker.log(record.step, epoch, record.values | timings, at=record.time)
@@ -491,19 +567,21 @@ class _Loop:
         raise_together(problem)
         return cast(T, result)
 
-    def _validate(self, step: int, on_epoch_end: EpochHook) -> None:
+    def _pause(self, step: int, hook: Hook, when: str) -> None:
+        """Calls a hook, and logs and prints what it measured."""
         self._flush()
         self._share_buffers()
         self.method.eval()
         epoch = step // self.steps_per_epoch
         ema = None if self.ema is None else self.ema.module
-        end = EpochEnd(epoch, step, self.method, ema, self.device, self.output)
-        metrics = self._together(lambda: on_epoch_end(end))
+        show = functools.partial(self.tracker.show, step)
+        pause = Pause(epoch, step, self.method, ema, self.device, self.output, show)
+        metrics = self._together(lambda: hook(pause))
         values = {f"val/{name}": float(value) for name, value in metrics.items()}
         if values:
-            self.tracker.log(step, epoch - 1, values)
+            self.tracker.log(step, (step - 1) // self.steps_per_epoch, values)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-            self.tracker.say(f"epoch {epoch}  {shown}")
+            self.tracker.say(f"{when}  {shown}")
         self.model.train()
         self.watch.restart()
 
@@ -537,7 +615,7 @@ class _Loop:
     def _write(self, step: int) -> Path | NdavidError:
         scaler = self.accelerator.scaler
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _state_of_players(self.optimizers),
             "scaler": None if scaler is None else scaler.state_dict(),
             "bad_clips": self.bad_clips.state(),
             "total_steps": self.total_steps,
@@ -620,6 +698,22 @@ def _compile_targets(method: nn.Module) -> Iterable[nn.Module]:
     """The method's own choice of what to compile, or the whole method."""
     chosen = getattr(method, "compile_targets", None)
     return [method] if chosen is None else chosen()
+
+
+def _averaged(method: nn.Module) -> nn.Module:
+    """What an average is kept of: the method's own choice, or all of it."""
+    chosen = getattr(method, "averaged", None)
+    return method if chosen is None else cast(nn.Module, chosen())
+
+
+def _state_of_players(optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    """The optimizer's state; of several, theirs by name."""
+    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+    return states.get(ONLY, states)
+
+
+def _state_of_player(state: dict[str, Any], player: str) -> dict[str, Any]:
+    return state if player == ONLY else cast(dict[str, Any], state[player])
 
 
 @contextlib.contextmanager

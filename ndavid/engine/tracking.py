@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -116,6 +117,11 @@ class Tracker:
         if "loss" in values:
             self.last = values
         self._newest |= {name: values[name] for name in SHOWN_VALIDATION if name in values}
+
+    def show(self, step: int, name: str, picture: Tensor) -> None:
+        """Puts a picture, uint8 (3, H, W), into TensorBoard."""
+        if self._is_main:
+            self._board.add_image(name, picture, step)
 
     def advance(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Moves the bar to ``step``; with values, shows loss, samples a second and time left.

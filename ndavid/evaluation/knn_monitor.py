@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ndavid.engine.rng import generator
-from ndavid.engine.runner import EpochEnd
+from ndavid.engine.runner import Pause
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.neighbours import TEMPERATURE, vote
@@ -105,7 +105,7 @@ class KnnMonitor:
         if config.every:
             self.queries, self.gallery = self._part(group_of, seed)
 
-    def __call__(self, end: EpochEnd) -> dict[str, float]:
+    def __call__(self, end: Pause) -> dict[str, float]:
         """Returns ``knn_top1`` of an epoch that is due, else nothing."""
         if not self._due(end.epoch):
             return {}

@@ -14,7 +14,7 @@ from torch import nn
 
 from ndavid.collectives import rank
 from ndavid.engine.distributed import from_main, gather_objects
-from ndavid.engine.runner import EpochEnd
+from ndavid.engine.runner import Pause
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.agreement import together
 
@@ -40,7 +40,7 @@ class BestEpoch:
         self.score = score
         self.every = every
 
-    def __call__(self, end: EpochEnd) -> dict[str, float]:
+    def __call__(self, end: Pause) -> dict[str, float]:
         """Scores an epoch; returns what the run logs under ``val/``."""
         if end.epoch % self.every:
             return {}

@@ -554,7 +554,7 @@ def test_the_hook_sees_eval_mode_and_training_goes_on_in_train_mode(
             assert self.training
             return super().forward(batch, generator=generator, step=step)
 
-    def hook(end: runner.EpochEnd) -> dict[str, float]:
+    def hook(end: runner.Pause) -> dict[str, float]:
         modes.append((end.epoch, end.step, end.method.training))
         return {}
 

@@ -17,7 +17,7 @@ from ndavid.collectives import gather_without_grad, rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import EpochEnd, EpochHook, RunConfig, RunResult, fit
+from ndavid.engine.runner import Pause, Hook, RunConfig, RunResult, fit
 from ndavid.errors import DataError
 
 CLASSES = 4
@@ -130,13 +130,13 @@ def collate(samples: list[dict[str, object]]) -> dict[str, object]:
     return batch
 
 
-def validate(end: EpochEnd) -> dict[str, float]:
+def validate(end: Pause) -> dict[str, float]:
     torch.rand(3)  # a hook may use the default generator as it likes
     return {"weight": float(sum(p.detach().abs().sum() for p in end.method.parameters()))}
 
 
 def train(
-    config: ToyConfig, dataset: ToyDataset | None = None, hook: EpochHook = validate
+    config: ToyConfig, dataset: ToyDataset | None = None, hook: Hook = validate
 ) -> tuple[RunResult, ToyMethod]:
     with seeded(config.run.seed, "init"):
         method = ToyMethod(config)
@@ -147,7 +147,7 @@ def train_method(
     method: nn.Module,
     config: ToyConfig,
     dataset: ToyDataset | None = None,
-    hook: EpochHook = validate,
+    hook: Hook = validate,
 ) -> RunResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the net is too small for more to help

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import EpochEnd, RunConfig, fit
+from ndavid.engine.runner import Pause, RunConfig, fit
 from ndavid.errors import ConfigError
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 
@@ -61,8 +61,8 @@ class Colours(nn.Module):
         return {"loss": self.features(batch["image"]).mean() ** 2}
 
 
-def end(epoch: int, method: nn.Module) -> EpochEnd:
-    return EpochEnd(epoch, 10 * epoch, method.eval(), None, CPU, Path("unused"))
+def end(epoch: int, method: nn.Module) -> Pause:
+    return Pause(epoch, 10 * epoch, method.eval(), None, CPU, Path("unused"))
 
 
 @pytest.mark.parametrize("clips", [False, True])
