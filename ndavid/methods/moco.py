@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ndavid.collectives import gather_with_grad, gather_without_grad
 from ndavid.errors import ConfigError
 from ndavid.losses.contrastive import InfoNce, contrastive_metrics, info_nce
+from ndavid.methods.branch import branch
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.batchnorm import running_statistics, without_stat_updates
 from ndavid.models.heads import pool
@@ -98,7 +99,7 @@ class MocoMethod(nn.Module):
         queued: to look and not to touch, use ``features``. Raises ValueError on a batch without
         the views it needs.
         """
-        nda_generator = _branch(generator)
+        nda_generator = branch(generator)
         views = self._views(batch, generator, nda_generator)
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
         broken = [self._break(views, query, key, nda_generator) for query, key in directions]
@@ -205,18 +206,6 @@ class MocoMethod(nn.Module):
             nda_scale=self.nda.scale,
             nda_mask=mask,
         )
-
-
-def _branch(generator: torch.Generator | None) -> torch.Generator | None:
-    """A generator for NDA, seeded by the next number of ``generator``; None stays None.
-
-    NDA draws nothing from the step's own: two runs that differ in NDA alone see the same views and
-    the same shuffles.
-    """
-    if generator is None:
-        return None
-    seed = torch.randint(2**62, (), generator=generator)
-    return torch.Generator().manual_seed(int(seed))
 
 
 class _Broken(NamedTuple):

@@ -1,0 +1,277 @@
+"""A GAN whose discriminator is shown real, generated and broken images.
+
+Papers: Sinha et al. 2021, "Negative Data Augmentation" (NDA-GAN: broken real images T(x) beside the
+generated ones, on the negative side); Brock et al. 2019 (BigGAN: several discriminator steps for
+one of the generator, averaged generator); Zhao et al. 2020 (augmentation of all the
+discriminator's images alike).
+
+    discriminator:  L(D(x), +) + alpha L(D(G(z)), -) + beta L(D(T(x)), -)
+    generator:      as without T
+
+A step is ``discriminator_steps`` turns of the discriminator and one of the generator (the engine's
+``turns.py``). The generator stands still until its own turn, so that the generated images of all
+the discriminator's turns are made beforehand, under one normalisation of its weights.
+
+Whatever share of a batch the discriminator sees at a time, the gradients are those of the whole:
+the generator runs on all of a turn's latents at once, batch norm takes the statistics of all
+ranks, and the spectral norms are estimated once a turn.
+
+Differences from the original code: one discriminator pass over [generated, real, broken], where it
+had two and advanced the spectral norm twice; broken images are broken for certain (METHOD's defects
+of the released operations are not repeated).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ndavid.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty
+from ndavid.methods.branch import branch
+from ndavid.methods.diff_augment import DiffAugment
+from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
+from ndavid.models.gan import Gan, GanConfig
+from ndavid.models.normalize import Normalize
+from ndavid.models.spectral_norm import frozen_power_iteration, shared_spectral_norm
+
+Batch = dict[str, Any]
+
+DISCRIMINATOR, GENERATOR = "discriminator", "generator"
+
+
+class GanMethod(nn.Module):
+    """The two networks, their objective, and what the discriminator is shown.
+
+    A step reads ``batches_per_step`` batches with ``image``, uint8 or float in [0, 1],
+    (B, 3, S, S), and, for a conditional GAN, ``label`` (B,). `deal` makes turns of them; `forward`
+    takes one batch of one turn.
+
+    Args:
+        model: the networks.
+        nda: the broken images; none by default.
+        adversarial: objective and order of turns.
+        augment: what happens to images on their way to the discriminator.
+
+    Raises:
+        ConfigError: an operation that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: GanConfig,
+        nda: GanNdaConfig | None = None,
+        *,
+        adversarial: AdversarialConfig | None = None,
+        augment: GanAugmentConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.nda = nda or GanNdaConfig()
+        self.adversarial = adversarial or AdversarialConfig()
+        augment = augment or GanAugmentConfig()
+        self.operation = self.nda.operation()
+        self.flip, self.real_probability = augment.flip, augment.real_probability
+        self.of_real, self.of_all = augment.of_real(), augment.of_all()
+        self.diff_augment = DiffAugment(augment.diffaugment) if augment.diffaugment else None
+        self.pixels = Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.gan = Gan(model)
+        self.batches_per_step = self.adversarial.discriminator_steps
+
+    def players(self) -> dict[str, list[dict[str, Any]]]:
+        """The parameters of each network, and the factor on their learning rate."""
+        scale = self.adversarial.discriminator_lr_scale
+        discriminator = list(self.gan.discriminator.parameters())
+        return {
+            DISCRIMINATOR: [{"params": discriminator, "lr_scale": scale}],
+            GENERATOR: [{"params": list(self.gan.generator.parameters())}],
+        }
+
+    def averaged(self) -> nn.Module:
+        """What an average is kept of: the generator."""
+        return self.gan.generator
+
+    def compile_targets(self) -> tuple[nn.Module, ...]:
+        """The submodules worth ``torch.compile``."""
+        return (self.gan.generator, self.gan.discriminator)
+
+    def deal(
+        self, batches: Sequence[Batch], *, generator: torch.Generator | None, step: int
+    ) -> list[tuple[str, list[Batch]]]:
+        """The turns of one step: the discriminator's, with generated images, and the generator's.
+
+        Args:
+            batches: ``batches_per_step`` of them, or a multiple, for accumulation.
+            generator: on the CPU; draws latents and labels.
+            step: not used: every step has the same turns.
+        """
+        share = len(batches) // self.adversarial.discriminator_steps
+        turns = []
+        with torch.no_grad(), shared_spectral_norm(self.gan.generator):
+            for start in range(0, len(batches), share):
+                own = batches[start : start + share]
+                turns.append((DISCRIMINATOR, self._with_generated(own, generator)))
+        own = batches[:share]
+        latents, labels = self._draw(own, generator)
+        last = {"latents": latents, "labels": labels, "parts": [len(b["image"]) for b in own]}
+        return [*turns, (GENERATOR, [last])]
+
+    def forward(
+        self, batch: Batch, *, generator: torch.Generator | None, step: int
+    ) -> dict[str, Tensor]:
+        """Loss of the player whose turn it is, and detached metrics, of one batch of `deal`'s."""
+        if "latents" in batch:
+            return self._generator_turn(batch, generator, step)
+        return self._discriminator_turn(batch, generator, step)
+
+    # What a step needs
+
+    def _draw(
+        self, batches: Sequence[Batch], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents (N, latent_dim) and labels (N,) for as many images as the batches hold."""
+        config, device = self.gan.config, batches[0]["image"].device
+        count = sum(len(batch["image"]) for batch in batches)
+        latents = torch.randn(count, config.latent_dim, generator=generator).to(device)
+        if not config.num_classes:
+            return latents, None
+        labels = torch.randint(config.num_classes, (count,), generator=generator)
+        return latents, labels.to(device)
+
+    def _with_generated(
+        self, batches: Sequence[Batch], generator: torch.Generator | None
+    ) -> list[Batch]:
+        """The batches of one turn, with as many generated images and, if asked for, labels."""
+        latents, labels = self._draw(batches, generator)
+        sizes = [len(batch["image"]) for batch in batches]
+        fakes = self.gan.generator(latents, labels).split(sizes)
+        of_fakes = [None] * len(sizes) if labels is None else labels.split(sizes)
+        return [
+            {
+                "image": batch["image"],
+                "label": None if labels is None else batch["label"],
+                "fake": fake,
+                "fake_label": fake_label,
+                "first": position == 0,
+            }
+            for position, (batch, fake, fake_label) in enumerate(
+                zip(batches, fakes, of_fakes, strict=True)
+            )
+        ]
+
+    # Turns
+
+    def _discriminator_turn(
+        self, batch: Batch, generator: torch.Generator | None, step: int
+    ) -> dict[str, Tensor]:
+        real = self._positive(self.pixels(batch["image"]), generator)
+        alpha, beta = self.nda.weights_at(step)
+        streams, labels = [batch["fake"], real], [batch["fake_label"], batch["label"]]
+        if self.operation is not None and beta > 0:
+            streams.append(self.operation(real, generator=branch(generator)))
+            labels.append(batch["label"])
+        shown = [self._augmented(stream, generator) for stream in streams]
+        # One sigma a turn: only its first batch moves the estimate.
+        with contextlib.nullcontext() if batch["first"] else self._frozen():
+            logits = self.gan.discriminator(torch.cat(shown), _joined(labels))
+        fake, true, *broken = logits.float().split([len(stream) for stream in streams])
+        objective = self.adversarial.objective
+        result = discriminator_loss(
+            true, fake, *broken, objective=objective, alpha=alpha, beta=beta
+        )
+        loss = result.loss
+        metrics = {"real_logit": true.mean(), "fake_logit": fake.mean()}
+        if broken:
+            metrics |= {"nda_logit": broken[0].mean(), "nda_below_real": _below(broken[0], true)}
+        metrics |= {"fake_below_real": _below(fake, true)}
+        if objective == "wasserstein" and self.adversarial.gradient_penalty:
+            penalty = self._penalty(shown, labels, alpha, generator)
+            loss = loss + self.adversarial.gradient_penalty * penalty
+            metrics["gradient_penalty"] = penalty
+        return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
+
+    def _generator_turn(
+        self, batch: Batch, generator: torch.Generator | None, step: int
+    ) -> dict[str, Tensor]:
+        latents, labels, parts = batch["latents"], batch["labels"], batch["parts"]
+        images = self.gan.generator(latents, labels)
+        shown = self._augmented(images, generator)
+        of_parts = [None] * len(parts) if labels is None else labels.split(parts)
+        # The discriminator stands still, and so do its spectral norms.
+        with self._frozen():
+            logits = [
+                self._judge(part, label, save_memory=len(parts) > 1)
+                for part, label in zip(shown.split(parts), of_parts, strict=True)
+            ]
+        fake = torch.cat(logits).float()
+        objective, alpha = self.adversarial.objective, self.nda.weights_at(step).alpha
+        return {"loss": generator_loss(fake, objective=objective, alpha=alpha)}
+
+    def _judge(self, images: Tensor, labels: Tensor | None, *, save_memory: bool) -> Tensor:
+        """Logits (B,) of some of a turn's images; their activations are computed again if asked."""
+        discriminator = self.gan.discriminator
+        if save_memory:
+            return checkpoint(discriminator, images, labels, use_reentrant=False)
+        return discriminator(images, labels)
+
+    def _penalty(
+        self,
+        shown: Sequence[Tensor],
+        labels: Sequence[Tensor | None],
+        alpha: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The gradient penalty between real images and what the critic faces: alpha of it fakes."""
+        fake, real, *broken = shown
+        other, of_real = fake, labels[1]
+        if broken:
+            chosen = torch.rand(len(real), generator=generator) < alpha
+            other = torch.where(_column(chosen, real), fake, broken[0])
+        mix = torch.rand(len(real), generator=generator).to(real.device)
+        with self._frozen():
+            return gradient_penalty(
+                lambda between: self.gan.discriminator(between, of_real), real, other, mix
+            )
+
+    # What the discriminator is shown
+
+    def _positive(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Real images after their own augmentation."""
+        if self.flip:
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(_column(mirrored, images), images.flip(-1), images)
+        if self.of_real is not None:
+            chosen = torch.rand(len(images), generator=generator) < self.real_probability
+            broken = self.of_real(images, generator=generator)
+            images = torch.where(_column(chosen, images), broken, images)
+        return images
+
+    def _augmented(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Images of one stream after what all streams pass through, with gradient."""
+        if self.of_all is not None:
+            images = self.of_all(images, generator=generator)
+        if self.diff_augment is not None:
+            images = self.diff_augment(images, generator)
+        return images
+
+    def _frozen(self) -> contextlib.AbstractContextManager[nn.Module]:
+        return frozen_power_iteration(self.gan.discriminator)
+
+
+def _column(chosen: Tensor, images: Tensor) -> Tensor:
+    """A choice (B,) made on the CPU, ready to broadcast over images."""
+    return chosen.to(images.device, non_blocking=True)[:, None, None, None]
+
+
+def _joined(labels: Sequence[Tensor | None]) -> Tensor | None:
+    """One label tensor for the streams, or None for an unconditional GAN."""
+    known = [one for one in labels if one is not None]
+    return torch.cat(known) if known else None
+
+
+def _below(negative: Tensor, real: Tensor) -> Tensor:
+    """Share of the pairs of logits in which the negative's is below the real one's."""
+    return (negative[:, None] < real[None, :]).float().mean()
