@@ -116,3 +116,41 @@ def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
         listed[split] = ["", *_listed(root, [name])[0]]
     monkeypatch.setattr(datasets.SVHN, "split_list", listed)
     return written
+
+
+def write_dtd(root: Path) -> dict[str, list[str]]:
+    """DTD's layout, two partitions of three parts; returns the first one's paths by split."""
+    base = root / "dtd" / "dtd"
+    names = [f"{name}/{name}_{k}.jpg" for name in ("banded", "woven") for k in range(6)]
+    for place, name in enumerate(names):
+        (base / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / "images" / name).write_bytes(encoded(photo(place, 40 + place, 50)))
+    (base / "labels").mkdir()
+    parts = {split: names[place::3] for place, split in enumerate(("train", "val", "test"))}
+    for split, files in parts.items():
+        (base / "labels" / f"{split}1.txt").write_text("".join(f"{name}\n" for name in files))
+        (base / "labels" / f"{split}2.txt").write_text("")
+    return parts
+
+
+def write_celeba(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """CelebA's layout with one attribute; returns file names by split."""
+    base = root / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    names = [f"{k:06d}.jpg" for k in range(1, 9)]
+    parts = {"train": names[:4], "valid": names[4:6], "test": names[6:]}
+    for place, name in enumerate(names):
+        (base / "img_align_celeba" / name).write_bytes(encoded(photo(place, 218, 178)))
+    numbers = {name: place for place, part in enumerate(parts.values()) for name in part}
+    tables = {
+        "list_eval_partition.txt": ("", [f"{name} {numbers[name]}" for name in names]),
+        "identity_CelebA.txt": ("", [f"{name} 1" for name in names]),
+        "list_attr_celeba.txt": ("8\nSmiling\n", [f"{name} -1" for name in names]),
+        "list_bbox_celeba.txt": ("8\nimage_id x\n", [f"{name} 1" for name in names]),
+        "list_landmarks_align_celeba.txt": ("8\nx\n", [f"{name} 1" for name in names]),
+    }
+    for name, (header, rows) in tables.items():
+        (base / name).write_text(header + "\n".join(rows) + "\n")
+    listed = [("", digest, name) for name, digest in _listed(base, list(tables))]
+    monkeypatch.setattr(datasets.CelebA, "file_list", listed)
+    return parts

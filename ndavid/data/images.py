@@ -1,15 +1,14 @@
 """Map-style datasets of images, single or in several augmented views, from the usual image sets.
 
-CIFAR-10/100, STL-10 and SVHN are read by torchvision.datasets (which checks their MD5), ImageNet
-and its likes from a tree of class folders, a user's own pictures from a folder without classes, and
-any set from one packed archive (image_archive.py).
+CIFAR-10/100, STL-10, SVHN, DTD and CelebA are read through torchvision (torchvision_images.py),
+ImageNet and its likes from a tree of class folders, a user's own pictures from a folder without
+classes (image_folders.py), and any set from one packed archive (image_archive.py).
 Small images live in memory; their augmentation may run on the device instead (batch_augment.py).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,26 +16,19 @@ from typing import Any, Literal
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from ndavid.data.image_archive import open_archive
-from ndavid.data.image_sources import FileImages, ImageSource, MemoryImages
+from ndavid.data.image_folders import open_flat, open_tree
+from ndavid.data.image_sources import ImageSource, MemoryImages
 from ndavid.data.image_subsets import class_subset
 from ndavid.data.seeded_dataset import OnError, SampleKey, SeededDataset
+from ndavid.data.torchvision_images import open_torchvision
 from ndavid.data.transforms import ClipTransform
 from ndavid.errors import ConfigError, DataError
 
 # Below this size test images are not enlarged before the centre crop: sets of 32 pixels are shown
 # whole everywhere.
 _RESIZE_FROM = 64
-
-_SPLITS = {
-    "cifar10": ("train", "test"),
-    "cifar100": ("train", "test"),
-    "stl10": ("train", "test", "unlabeled", "train+unlabeled"),
-    "svhn": ("train", "test", "extra"),
-}
 
 
 @dataclass(kw_only=True)
@@ -48,7 +40,8 @@ class ImageDataConfig:
             without classes (flat), or a packed archive.
         root: the set's folder, the tree, or the .npz file.
         split: cifar: train, test; stl10: train, test, unlabeled, train+unlabeled; svhn: train,
-            test, extra; folder: the subfolder that holds the class folders, "" for root itself;
+            test, extra; dtd: train, val, test (of its first partition); celeba: train, valid,
+            test, all; folder: the subfolder that holds the class folders, "" for root itself;
             flat: the subfolder that holds the images at any depth, "" for root itself, and so is
             train where there is no such subfolder; packed: the prefix of the arrays.
         classes: names of the classes to take, labelled in this order; empty: all.
@@ -57,7 +50,9 @@ class ImageDataConfig:
         download: let torchvision fetch what is missing, first from one process.
     """
 
-    source: Literal["cifar10", "cifar100", "stl10", "svhn", "folder", "flat", "packed"] = "cifar10"
+    source: Literal[
+        "cifar10", "cifar100", "stl10", "svhn", "dtd", "celeba", "folder", "flat", "packed"
+    ] = "cifar10"
     root: str = ""
     split: str = "train"
     classes: list[str] = field(default_factory=list)
@@ -84,16 +79,13 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
 
 
 def _open(config: ImageDataConfig, split: str) -> ImageSource:
-    if config.source == "flat":
-        return _open_flat(Path(config.root), split)
     if config.source == "folder":
-        return _open_folder(Path(config.root), split, config.class_list)
+        return open_tree(Path(config.root), split, config.class_list)
+    if config.source == "flat":
+        return open_flat(Path(config.root), split)
     if config.source == "packed":
         return open_archive(config.root, split)
-    if split not in _SPLITS[config.source]:
-        known = ", ".join(_SPLITS[config.source])
-        raise ConfigError(f"{config.source} has no split {split!r}: choose from {known}")
-    return _open_torchvision(config, split)
+    return open_torchvision(config.source, config.root, split, download=config.download)
 
 
 class ImageDataset(SeededDataset):
@@ -214,104 +206,3 @@ class _ImageEvalTransform:
         if min(clip.shape[-2:]) != self.resize:
             clip = F.resize(clip, [self.resize], antialias=True)
         return F.center_crop(clip, [self.size, self.size])
-
-
-def _open_folder(root: Path, split: str, class_list: str) -> FileImages:
-    folder = root / split
-    if not folder.is_dir():
-        raise DataError(folder, "no such folder; it should hold one folder of images a class")
-    present = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes = _read_class_list(Path(class_list)) if class_list else present
-    if absent := sorted(set(classes) - set(present)):
-        reason = f"has no folder for {len(absent)} of the classes in {class_list}: {absent[0]}"
-        raise DataError(folder, reason)
-    if not classes:
-        reason = "split may name the wrong part; source flat takes images without classes"
-        raise DataError(folder, f"holds no class folders; {reason}")
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
-    if not found:
-        raise DataError(folder, "its class folders hold no images")
-    # By label: torchvision goes by name, and a class list may have another order.
-    found.sort(key=lambda item: item[1])
-    paths = [Path(path).relative_to(folder).as_posix() for path, _ in found]
-    return FileImages(folder, paths, torch.tensor([label for _, label in found]), classes)
-
-
-def _open_flat(root: Path, split: str) -> FileImages:
-    folder = root / split
-    if split == "train" and not folder.exists():
-        folder = root  # a user's own pictures lie in no part
-    if not folder.is_dir():
-        raise DataError(folder, "no such folder; it should hold images")
-    paths = [
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-    ]
-    if not paths:
-        raise DataError(folder, f"holds no images, which end in {', '.join(IMG_EXTENSIONS)}")
-    return FileImages(folder, sorted(paths), torch.full((len(paths),), -1), ())
-
-
-def _read_class_list(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read as a list of classes: {error}") from error
-    names = [words[0] for line in lines if (words := line.split())]
-    if not names:
-        raise DataError(path, "names no class")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(path, f"names {twice} twice")
-    return names
-
-
-def _open_torchvision(config: ImageDataConfig, split: str) -> MemoryImages:
-    try:
-        return _OPENERS[config.source](config, split)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:  # URLError is an OSError
-        if config.download:
-            reason = f"{config.source} could not be fetched or read: {error}"
-        else:
-            reason = (
-                f"{config.source} is not there, or its files are not the official ones (MD5); set "
-                "download: true to let torchvision fetch it, or unpack its archive there"
-            )
-        raise DataError(config.root, reason) from error
-
-
-def _open_cifar(config: ImageDataConfig, split: str) -> MemoryImages:
-    kind = datasets.CIFAR10 if config.source == "cifar10" else datasets.CIFAR100
-    found = kind(config.root, train=split == "train", download=config.download)
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return _memory(config, images, found.targets, found.classes)
-
-
-def _open_stl10(config: ImageDataConfig, split: str) -> MemoryImages:
-    found = datasets.STL10(config.root, split=split, download=config.download)
-    # Kept transposed as in the file: the unlabelled part alone is 2.7 GB.
-    names = getattr(found, "classes", [str(k) for k in range(10)])  # class_names.txt may be absent
-    return _memory(config, torch.from_numpy(found.data), found.labels, names)
-
-
-def _open_svhn(config: ImageDataConfig, split: str) -> MemoryImages:
-    found = datasets.SVHN(config.root, split=split, download=config.download)
-    images = torch.from_numpy(found.data).contiguous()
-    return _memory(config, images, found.labels, [str(digit) for digit in range(10)])
-
-
-def _memory(
-    config: ImageDataConfig, images: Tensor, labels: Any, classes: Sequence[str]
-) -> MemoryImages:
-    return MemoryImages(images, torch.as_tensor(labels), classes, origin=config.root)
-
-
-_OPENERS: dict[str, Callable[[ImageDataConfig, str], MemoryImages]] = {
-    "cifar10": _open_cifar,
-    "cifar100": _open_cifar,
-    "stl10": _open_stl10,
-    "svhn": _open_svhn,
-}

@@ -16,6 +16,9 @@ from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.protocol import Protocol
 
+# Sources that are whatever their root holds.
+_OWN = ("folder", "flat", "packed")
+
 
 @dataclass(kw_only=True)
 class ImageViewsConfig:
@@ -97,9 +100,7 @@ def open_all_labelled(data: ImageDataConfig, *, split: str | None = None) -> Ima
 
 def dataset_name(data: ImageDataConfig) -> str:
     """Returns what a reader calls the set: ``cifar10``, or the name of a folder or archive."""
-    if data.source in ("folder", "packed"):
-        return Path(data.root).absolute().stem
-    return data.source
+    return Path(data.root).absolute().stem if data.source in _OWN else data.source
 
 
 def describe_images(
@@ -115,10 +116,15 @@ def describe_images(
         num_classes=len(source.classes),
         sampling=shown,
         size=views.size,
-        notes=[f"Classes: those listed in {Path(data.class_list).name}."]
-        if data.class_list
-        else [],
+        notes=[f"Classes: {chosen_classes(data)}."] if chosen_classes(data) else [],
     )
+
+
+def chosen_classes(data: ImageDataConfig) -> str:
+    """Returns which classes were chosen, in words; empty for all."""
+    if data.class_list:
+        return f"those listed in {Path(data.class_list).name}"
+    return ", ".join(data.classes)
 
 
 def same_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
@@ -127,6 +133,6 @@ def same_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
     keys = ("source", "split", "class_list")
     if any(mine[key] != other.get(key, "") for key in keys):
         return False
-    if one.source not in ("folder", "packed"):
+    if one.source not in _OWN:
         return True  # Of torchvision's sets there is one each, wherever it lies.
     return Path(one.root).resolve() == Path(str(other.get("root", ""))).resolve()

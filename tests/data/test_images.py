@@ -11,7 +11,9 @@ from image_files import (
     encoded,
     photo,
     random_images,
+    write_celeba,
     write_cifar,
+    write_dtd,
     write_stl10,
     write_svhn,
     write_tree,
@@ -90,7 +92,28 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
         assert source.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "svhn"])
+def test_dtd_is_read_in_its_first_partition(tmp_path: Path) -> None:
+    written = write_dtd(tmp_path)
+    config = ImageDataConfig(source="dtd", root=str(tmp_path))
+    for split, names in written.items():
+        source = open_images(config, split=split)
+        assert [source.name(k).split("images/")[1] for k in range(len(source))] == names
+        assert source.labels.tolist() == [int(name.startswith("woven")) for name in names]
+    assert source.classes == ("banded", "woven") and source.read(0).shape[0] == 3
+
+
+def test_celeba_has_parts_but_no_classes(tmp_path: Path, monkeypatch) -> None:
+    written = write_celeba(tmp_path, monkeypatch)
+    config = ImageDataConfig(source="celeba", root=str(tmp_path))
+    written["all"] = [name for part in written.values() for name in part]
+    for split, names in written.items():
+        source = open_images(config, split=split)
+        assert [Path(source.name(k)).name for k in range(len(source))] == names
+        assert source.labels.tolist() == [-1] * len(names) and source.classes == ()
+    assert source.read(6).shape == (3, 218, 178)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "svhn", "dtd", "celeba"])
 def test_a_missing_set_says_what_to_do(tmp_path: Path, name) -> None:
     config = ImageDataConfig(source=name, root=str(tmp_path))
     with pytest.raises(DataError, match=r"is not there.*download: true") as caught:
