@@ -128,7 +128,11 @@ class Discriminator(nn.Module):
         num_classes: 0 for an unconditional one.
         attention: the map's size after which self-attention is put; 0: none.
         wide: whether a block's hidden width is that of its output, or of its input.
+        spectral: whether all weights are spectrally normalised.
         init: how weights start, from the default generator.
+
+    Raises ValueError where no block makes maps of the size asked for, and in forward on images or
+    labels of a wrong shape.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class Discriminator(nn.Module):
         num_classes: int = 0,
         attention: int = 0,
         wide: bool = True,
+        spectral: bool = True,
         init: Init = "normal",
     ) -> None:
         super().__init__()
@@ -155,7 +160,8 @@ class Discriminator(nn.Module):
         self.linear = nn.Linear(widths[-1], 1)
         self.embed = nn.Embedding(num_classes, widths[-1]) if num_classes else None
         initialise(self, init)
-        normalise_spectrally(self)
+        if spectral:
+            normalise_spectrally(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_labels(labels, len(images), self.num_classes, "discriminator")
