@@ -12,7 +12,8 @@ A saved folder holds ``config.json`` (under ``encoder`` the name that ``build_en
 DPC its whole config) and ``model.safetensors``; the Hub takes it as it is, and gives it back by
 ``Encoder.from_pretrained("owner/name")``. A run of ours is read
 too: its folder (the newest whole checkpoint), or one checkpoint's folder, after verifying digests.
-Files of the original DPC and MoCo codes are read by ``original_dpc`` and ``original_moco``.
+Of a GAN's run both networks are read (:func:`load_gan`). Files of the original DPC and MoCo codes
+are read by ``original_dpc`` and ``original_moco``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import CONFIG_FILE, Encoder
 from ndavid.models.encoders import build_encoder
+from ndavid.models.gan import Gan, GanConfig
 from ndavid.models.matching import KeyReport, find_prefix, load_matching
 from ndavid.models.original_dpc import (
     is_dpc_release,
@@ -51,11 +53,13 @@ from ndavid.models.state_files import read_state_dict, write_state_dict
 
 __all__ = [
     "KeyReport",
+    "LoadedGan",
     "Weights",
     "load_dpc",
     "load_dpc_classifier_release",
     "load_dpc_release",
     "load_encoder",
+    "load_gan",
     "load_matching",
     "load_moco_release",
     "read_config",
@@ -132,6 +136,56 @@ def load_dpc(path: str | Path, *, weights: Weights = "model") -> DPC:
     return dpc.eval()
 
 
+@dataclass(frozen=True)
+class LoadedGan:
+    """Both networks of a GAN's run, and which of its weights they are."""
+
+    gan: Gan
+    """in eval mode"""
+    step: int
+    digest: str
+    """SHA-256 of the file that the generator's weights are from"""
+    discriminator_digest: str
+    """SHA-256 of the file that the discriminator's are from"""
+    config: Mapping[str, Any]
+    """of the run"""
+    ema: bool
+    """whether the generator's weights are averages"""
+
+
+def load_gan(path: str | Path, *, ema: bool = True) -> LoadedGan:
+    """The networks that ``recipes/train_gan.py`` trained.
+
+    Args:
+        path: a run's folder (its newest whole checkpoint is taken) or one checkpoint's.
+        ema: take the generator's averaged weights; its spectral norms have then to be estimated
+            anew (``spectral_norm.refresh_spectral_norms``). The discriminator has no average.
+
+    Raises:
+        CheckpointError: not a GAN's checkpoint, damaged, or without averaged weights where they are
+            asked for.
+    """
+    saved = _read(Path(path), "model")
+    if saved is None or not (saved.path / COMPLETE_FILE).is_file():
+        raise CheckpointError(f"{path}: neither a run nor one of its checkpoints")
+    gan = Gan(saved.gan_config())
+    load_matching(gan, saved.weights, prefix="gan.", min_fraction=1.0)
+    if ema:
+        averaged = _read(saved.path, "ema")
+        assert averaged is not None
+        load_matching(gan.generator, averaged.weights, prefix="", min_fraction=1.0)
+    complete = json.loads((saved.path / COMPLETE_FILE).read_text())
+    digests = {name: file["sha256"] for name, file in complete["files"].items()}
+    return LoadedGan(
+        gan=gan.eval(),
+        step=complete["step"],
+        digest=digests[EMA_FILE if ema else MODEL_FILE],
+        discriminator_digest=digests[MODEL_FILE],
+        config=saved.config,
+        ema=ema,
+    )
+
+
 def read_config(path: str | Path) -> Mapping[str, Any]:
     """The configuration beside the weights at ``path``; empty for a file of an original code.
 
@@ -170,6 +224,16 @@ class _Saved:
                 except ConfigError as error:
                     raise CheckpointError(f"{self.path}: {error}") from error
         raise CheckpointError(f"{self.path}: its config describes no DPC")
+
+    def gan_config(self) -> GanConfig:
+        section = self.config.get("model")
+        if not isinstance(section, dict) or "architecture" not in section:
+            raise CheckpointError(f"{self.path}: its config describes no GAN")
+        known = {field.name for field in fields(GanConfig)}
+        try:
+            return GanConfig(**{k: v for k, v in section.items() if k in known})
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
 
 
 def _read(path: Path, weights: Weights) -> _Saved | None:
