@@ -106,10 +106,11 @@ def last_step(output: Path) -> int:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Both ended in the same bits: weights, buffers, optimizer, records."""
+    """Both ended in the same bits: weights, their average, buffers, optimizers, records."""
     first, second = checkpoint.load(a), checkpoint.load(b)
     assert first.step == second.step
     assert first.digest == second.digest
+    assert_equal(first.ema, second.ema)
     assert_equal(first.state, second.state)
     assert records(a) == records(b)
 

@@ -17,7 +17,7 @@ from ndavid.collectives import gather_without_grad, rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import Pause, Hook, RunConfig, RunResult, fit
+from ndavid.engine.runner import Hook, Pause, RunConfig, RunResult, fit
 from ndavid.errors import DataError
 
 CLASSES = 4
