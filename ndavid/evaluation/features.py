@@ -106,12 +106,12 @@ class Extraction:
         """
         key = hashlib.sha256((state_digest(self.classifier) + digest).encode()).hexdigest()
         path = self.cache / f"{key}.safetensors" if self.cache else None
-        found = _load(path) if path else None
+        found = load_per_item(path) if path else None
         # All ranks or none: one that finds the file while another does not would wait for ever.
         if not all(gather_objects(found is not None)):
             found = self._compute(dataset, words)
             if path is not None and rank() == 0:
-                _save(path, found)
+                save_per_item(path, found)
         assert found is not None
         chosen = tuple(names[i] for i in found.indices.tolist())
         return Features(found.values, found.labels, chosen, found.bad)
@@ -156,7 +156,8 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, found: PerItem) -> None:
+def save_per_item(path: Path, found: PerItem) -> None:
+    """Writes what was computed, in one step, for ``load_per_item``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     tensors = {
@@ -168,8 +169,8 @@ def _save(path: Path, found: PerItem) -> None:
     partial.replace(path)
 
 
-def _load(path: Path) -> PerItem | None:
-    """The cached tensors, or None where there are none that can be read."""
+def load_per_item(path: Path) -> PerItem | None:
+    """Returns what ``save_per_item`` wrote, or None where there is nothing that can be read."""
     if not path.exists():
         return None
     try:

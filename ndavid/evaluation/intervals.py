@@ -33,17 +33,21 @@ class Metric:
 
     Attributes:
         value: The value; accuracies and recalls are fractions in [0, 1], never per cent.
-        n: The number of test videos behind it.
+        n: The number of test videos or images behind it.
         low: Lower end of the 95% interval.
         high: Upper end of the 95% interval.
+        percent: Whether it is a share, which readers are shown in per cent.
     """
 
     value: float
     n: int
     low: float
     high: float
+    percent: bool = True
 
     def __str__(self) -> str:
+        if not self.percent:
+            return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] (n={self.n})"
         return f"{100 * self.value:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}] (n={self.n})"
 
 

@@ -110,6 +110,7 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     engine.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    engine.filters["number"] = _shown
     page = engine.from_string(template).render(
         title=report.title,
         lead=report.lead,
@@ -176,11 +177,14 @@ def write_outputs(
 
 
 def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
-    """Returns a plain-text table: name, ``metric`` in per cent with its interval, n, chance.
+    """Returns a plain-text table: name, ``metric`` with its interval, n, chance.
 
-    A row whose Result has no such metric shows a dash.
+    Shares are in per cent. A row whose Result has no such metric shows a dash.
     """
-    header = ("encoder", f"{metric} %", "95% interval", "n", "chance %")
+    plain = any(
+        not row.result.metrics[metric].percent for row in rows if metric in row.result.metrics
+    )
+    header = ("encoder", metric if plain else f"{metric} %", "95% interval", "n", "chance %")
     lines = [header]
     for row in rows:
         found = row.result.metrics.get(metric)
@@ -188,8 +192,8 @@ def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
         if found is None:
             lines.append((row.name, "-", "-", "-", chance))
         else:
-            interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-            lines.append((row.name, f"{100 * found.value:.1f}", interval, str(found.n), chance))
+            interval = f"{_shown(found.low, found)} to {_shown(found.high, found)}"
+            lines.append((row.name, _shown(found.value, found), interval, str(found.n), chance))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = "  ".join("-" * width for width in widths)
     text = [
@@ -200,6 +204,11 @@ def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
         for line in lines
     ]
     return "\n".join([text[0], rule, *text[1:]])
+
+
+def _shown(value: float, metric: Metric) -> str:
+    """A number of ``metric`` as readers see it: shares in per cent."""
+    return f"{100 * value:.1f}" if metric.percent else f"{value:.4g}"
 
 
 def _url(data: bytes, kind: str) -> str:
