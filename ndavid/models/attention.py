@@ -36,6 +36,7 @@ class SelfAttention(nn.Module):
         query = rearrange(self.query(x), "b c h w -> b (h w) c")
         key = rearrange(F.max_pool2d(self.key(x), 2), "b c h w -> b c (h w)")
         value = rearrange(F.max_pool2d(self.value(x), 2), "b c h w -> b (h w) c")
-        attended = torch.softmax((query @ key).float(), dim=-1).to(value.dtype) @ value
+        # Autocast takes the softmax in float32.
+        attended = torch.softmax(query @ key, dim=-1).to(value.dtype) @ value
         attended = rearrange(attended, "b (h w) c -> b c h w", h=height)
         return x + self.gain.to(x.dtype) * self.out(attended)

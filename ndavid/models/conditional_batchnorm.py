@@ -33,7 +33,7 @@ class SyncedBatchNorm(_BatchNorm):
         return super().forward(input)
 
     def _forward_of_all_ranks(self, input: Tensor) -> Tensor:
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         mean, variance, count = _statistics_of_all_ranks(x)
         if self.track_running_stats:
             self._keep(mean.detach(), variance.detach() * (count / (count - 1)))

@@ -95,7 +95,7 @@ class Generator(nn.Module):
             if index == self.attended:
                 h = self.attention(h)
         h = self.conv(F.relu(self.bn(h), inplace=True))
-        return torch.tanh(h.float())
+        return torch.tanh(_at_least_float32(h))
 
     def _split(
         self, latents: Tensor, labels: Tensor | None
@@ -185,7 +185,7 @@ class Discriminator(nn.Module):
             h = block(h)
             if index == self.attended:
                 h = self.attention(h)
-        return F.relu(h).sum(dim=(2, 3), dtype=torch.float32)
+        return _at_least_float32(F.relu(h)).sum(dim=(2, 3))
 
 
 def check_labels(labels: Tensor | None, batch: int, num_classes: int, who: str) -> None:
@@ -209,6 +209,10 @@ def check_labels(labels: Tensor | None, batch: int, num_classes: int, who: str) 
                 f"the {who} has {num_classes} classes: labels run from 0 to {num_classes - 1}, "
                 f"got {low if low < 0 else high}"
             )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _attention(

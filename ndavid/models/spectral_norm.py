@@ -12,7 +12,7 @@ to date (``refresh_spectral_norms``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class SpectralNorm(_SpectralNorm):
         if held is not None and (held.requires_grad or not wants_grad):
             return held
         # Autocast would round the singular vectors to 8 bits, and sigma with them.
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight):
             normalised = super().forward(weight)
         if self.is_shared:
             self._held = normalised
@@ -62,6 +62,11 @@ def spectral_norm(layer: nn.Module) -> nn.Module:
 def spectral_norms(module: nn.Module) -> list[SpectralNorm]:
     """Every spectral normalisation inside ``module``."""
     return [child for child in module.modules() if isinstance(child, SpectralNorm)]
+
+
+def _without_autocast(weight: Tensor) -> AbstractContextManager[object]:
+    # Shapes alone (the meta device) have no autocast.
+    return nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False)
 
 
 @contextmanager
