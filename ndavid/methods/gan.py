@@ -23,7 +23,6 @@ of the released operations are not repeated).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,7 +106,11 @@ class GanMethod(nn.Module):
             batches: ``batches_per_step`` of them, or a multiple, for accumulation.
             generator: on the CPU; draws latents and labels.
             step: not used: every step has the same turns.
+
+        Raises:
+            ValueError: images of another size than the generator's.
         """
+        self._check_size(batches[0]["image"])
         share = len(batches) // self.adversarial.discriminator_steps
         turns = []
         with torch.no_grad(), shared_spectral_norm(self.gan.generator):
@@ -128,6 +131,14 @@ class GanMethod(nn.Module):
         return self._discriminator_turn(batch, generator, step)
 
     # What a step needs
+
+    def _check_size(self, images: Tensor) -> None:
+        size = self.gan.config.image_size
+        if images.shape[-2:] != (size, size):
+            raise ValueError(
+                f"a GAN of {size} x {size} px got images of {tuple(images.shape)}; resize them, or "
+                "set model.image_size"
+            )
 
     def _draw(
         self, batches: Sequence[Batch], generator: torch.Generator | None
@@ -175,8 +186,8 @@ class GanMethod(nn.Module):
             labels.append(batch["label"])
         shown = [self._augmented(stream, generator) for stream in streams]
         # One sigma a turn: only its first batch moves the estimate.
-        with contextlib.nullcontext() if batch["first"] else self._frozen():
-            logits = self.gan.discriminator(torch.cat(shown), _joined(labels))
+        judge = self.gan.discriminator if batch["first"] else self._judge
+        logits = judge(torch.cat(shown), _joined(labels))
         fake, true, *broken = logits.float().split([len(stream) for stream in streams])
         objective = self.adversarial.objective
         result = discriminator_loss(
@@ -200,22 +211,23 @@ class GanMethod(nn.Module):
         images = self.gan.generator(latents, labels)
         shown = self._augmented(images, generator)
         of_parts = [None] * len(parts) if labels is None else labels.split(parts)
-        # The discriminator stands still, and so do its spectral norms.
-        with self._frozen():
-            logits = [
-                self._judge(part, label, save_memory=len(parts) > 1)
-                for part, label in zip(shown.split(parts), of_parts, strict=True)
-            ]
+        logits = [
+            self._judge(part, label, save_memory=len(parts) > 1)
+            for part, label in zip(shown.split(parts), of_parts, strict=True)
+        ]
         fake = torch.cat(logits).float()
         objective, alpha = self.adversarial.objective, self.nda.weights_at(step).alpha
         return {"loss": generator_loss(fake, objective=objective, alpha=alpha)}
 
-    def _judge(self, images: Tensor, labels: Tensor | None, *, save_memory: bool) -> Tensor:
-        """Logits (B,) of some of a turn's images; their activations are computed again if asked."""
-        discriminator = self.gan.discriminator
+    def _judge(self, images: Tensor, labels: Tensor | None, *, save_memory: bool = False) -> Tensor:
+        """Logits (B,) by a discriminator that stands still, its spectral norms too.
+
+        To save memory its activations are thrown away, and computed again on the way back.
+        """
         if save_memory:
-            return checkpoint(discriminator, images, labels, use_reentrant=False)
-        return discriminator(images, labels)
+            return checkpoint(self._judge, images, labels, use_reentrant=False)
+        with frozen_power_iteration(self.gan.discriminator):
+            return self.gan.discriminator(images, labels)
 
     def _penalty(
         self,
@@ -231,10 +243,7 @@ class GanMethod(nn.Module):
             chosen = torch.rand(len(real), generator=generator) < alpha
             other = torch.where(_column(chosen, real), fake, broken[0])
         mix = torch.rand(len(real), generator=generator).to(real.device)
-        with self._frozen():
-            return gradient_penalty(
-                lambda between: self.gan.discriminator(between, of_real), real, other, mix
-            )
+        return gradient_penalty(lambda between: self._judge(between, of_real), real, other, mix)
 
     # What the discriminator is shown
 
@@ -256,9 +265,6 @@ class GanMethod(nn.Module):
         if self.diff_augment is not None:
             images = self.diff_augment(images, generator)
         return images
-
-    def _frozen(self) -> contextlib.AbstractContextManager[nn.Module]:
-        return frozen_power_iteration(self.gan.discriminator)
 
 
 def _column(chosen: Tensor, images: Tensor) -> Tensor:
