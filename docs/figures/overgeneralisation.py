@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from ndavid.evaluation.figures import FAINT, GRID, INK, PALETTE
@@ -186,8 +187,8 @@ def draw(path: Path) -> None:
     known = known_data(sample)
     nothing, hole, on_data = np.zeros_like(LINE), broken_in_the_hole(), broken_on_data()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.4, 6.6), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+        figure = Figure(figsize=(10.4, 6.6), layout=layout)
         grid = figure.subplots(2, 2)
         plain = best_generator(known, nothing, 1.0)
         with_hole = best_generator(known, hole, LAMBDA)

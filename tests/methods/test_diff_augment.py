@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ndavid.errors import ConfigError
-from ndavid.methods.diff_augment import DiffAugment, DiffAugmentDraws
+from ndavid.methods.diff_augment import DiffAugment, DiffAugmentDraws, Policy
 
-ALL = ("color", "translation", "cutout")
+ALL: tuple[Policy, ...] = ("color", "translation", "cutout")
 
 
 def images(batch: int = 6, size: int = 16, seed: int = 0) -> Tensor:
@@ -17,7 +17,7 @@ def images(batch: int = 6, size: int = 16, seed: int = 0) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
 
 
-def naive(x: Tensor, draws: DiffAugmentDraws, policies: tuple[str, ...]) -> Tensor:
+def naive(x: Tensor, draws: DiffAugmentDraws, policies: tuple[Policy, ...]) -> Tensor:
     """One image and one change at a time."""
     results = []
     for i, image in enumerate(x):
@@ -46,8 +46,8 @@ def naive(x: Tensor, draws: DiffAugmentDraws, policies: tuple[str, ...]) -> Tens
 
 @pytest.mark.parametrize("policies", [(p,) for p in ALL] + [ALL, ("cutout", "color")])
 @pytest.mark.parametrize("size", [8, 11, 16])
-def test_agrees_with_a_loop_over_images(policies: tuple[str, ...], size: int) -> None:
-    augment = DiffAugment(policies)  # type: ignore[arg-type]
+def test_agrees_with_a_loop_over_images(policies: tuple[Policy, ...], size: int) -> None:
+    augment = DiffAugment(policies)
     x = images(size=size)
     draws = augment.sample(x.shape, torch.Generator().manual_seed(3))
     torch.testing.assert_close(augment.apply(x, draws), naive(x, draws, policies))
@@ -77,8 +77,8 @@ def test_one_policy_draws_the_same_whatever_others_are_on() -> None:
 
 
 @pytest.mark.parametrize("policies", [(p,) for p in ALL] + [ALL])
-def test_gradient_is_that_of_the_loop(policies: tuple[str, ...]) -> None:
-    augment = DiffAugment(policies)  # type: ignore[arg-type]
+def test_gradient_is_that_of_the_loop(policies: tuple[Policy, ...]) -> None:
+    augment = DiffAugment(policies)
     draws = augment.sample((4, 3, 8, 8), torch.Generator().manual_seed(2))
     weights = images(4, 8, seed=9).double()
     gradients = []
