@@ -21,7 +21,7 @@ INK = "#22272e"
 FAINT = "#8a929c"
 GRID = "#e4e7eb"
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,
@@ -44,10 +44,12 @@ _STYLE: dict[Any, Any] = {
     # A fixed salt and no date: the same numbers give the same bytes.
     "svg.hashsalt": "ndavid",
 }
+"""matplotlib's settings for every figure"""
 _MAX_POINTS = 400
 
 
-def _svg(figure: Figure) -> bytes:
+def to_svg(figure: Figure) -> bytes:
+    """Returns the figure as SVG, the same bytes for the same figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     return stream.getvalue()
@@ -55,7 +57,7 @@ def _svg(figure: Figure) -> bytes:
 
 def accuracy_figure(rows: Sequence[tuple[str, Metric]], chance: float | None, label: str) -> bytes:
     """Draws one value with its 95% interval a row, and the chance level; SVG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 0.55 + 0.42 * len(rows)))
         axes = figure.add_subplot()
         for row, (_, metric) in enumerate(rows):
@@ -82,7 +84,7 @@ def accuracy_figure(rows: Sequence[tuple[str, Metric]], chance: float | None, la
         axes.set_xlabel(f"{label}, with 95% interval")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def curves_figure(panels: Mapping[str, Mapping[str, tuple[list[float], list[float]]]]) -> bytes:
@@ -95,7 +97,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, tuple[list[float], list[floa
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5 * columns, 2.35 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -113,7 +115,7 @@ def curves_figure(panels: Mapping[str, Mapping[str, tuple[list[float], list[floa
                 for name in names
             ]
             figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(names)))
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _draw_curve(axes: Any, steps: list[float], values: list[float], colour: str) -> None:
@@ -145,7 +147,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> bytes:
     share = (counts / total).numpy()
     number = len(classes)
     side = min(7.6, 2.2 + 0.34 * number)
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(side, side))
         axes = figure.add_subplot()
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -176,7 +178,7 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> bytes:
         )
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def frame_sheet(frames: Tensor, columns: int = 2, height: int = 96) -> bytes:

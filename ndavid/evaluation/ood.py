@@ -18,7 +18,6 @@ was trained on the operation has seen its like.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,10 +25,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ndavid.data.image_sources import ImageSource
-from ndavid.data.images import ImageDataConfig, open_images
-from ndavid.engine.rng import generator
+from ndavid.data.images import open_images
 from ndavid.errors import ConfigError
+from ndavid.evaluation.anomaly_metrics import quartiles
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.frozen_images import (
     FrozenImages,
@@ -38,11 +36,10 @@ from ndavid.evaluation.frozen_images import (
     load_frozen_images,
     write_image_result,
 )
-from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, dataset_name
 from ndavid.evaluation.intervals import Metric, auroc
 from ndavid.evaluation.neighbours import nearest_chunks
+from ndavid.evaluation.other_images import BrokenImages, parse_operations, parse_others
 from ndavid.evaluation.protocol import Result
-from ndavid.methods.nda_config import NegativesConfig
 
 Scores = Callable[[Tensor], Tensor]
 
@@ -79,92 +76,27 @@ def run(config: OodConfig) -> Result:
     Raises:
         ConfigError, CheckpointError, DataError: See ``errors``; each in one line.
     """
-    others = {_column(data): data for data in map(parse_source, config.others)}
-    operations = {f"NDA {spec}": _operation(spec, config.views.size) for spec in config.nda}
-    if len(others) < len(config.others) or len(operations) < len(config.nda):
-        raise ConfigError("others and nda must name each set and each operation once")
+    others = parse_others(config.others)
+    operations = parse_operations(config.nda, config.views.size)
     frozen = load_frozen_images(config)
-    against = {name: _other_features(config, frozen, data) for name, data in others.items()}
-    for (name, operation), spec in zip(operations.items(), config.nda, strict=True):
-        against[name] = _broken_features(config, frozen, operation, spec)
+    against = {
+        name: image_features(frozen.extract, open_images(data), config.views, name)
+        for name, data in others.items()
+    }
+    for spec, operation in operations.items():
+        against[f"NDA {spec}"] = _broken_features(config, frozen, operation, spec)
     return write_image_result(_compare(config, frozen, against), config)
 
 
-def parse_source(text: str) -> ImageDataConfig:
-    """Returns the image set that ``SOURCE:KEY=VALUE,...`` names; its split is ``test`` unless said.
-
-    Raises:
-        ConfigError: If it is no such text, or has unknown keys.
-    """
-    source, _, rest = text.partition(":")
-    keys = {"source": source, "split": "test"}
-    for part in filter(None, rest.split(",")):
-        key, given, value = part.partition("=")
-        if not given or key not in ("root", "split", "class_list"):
-            raise ConfigError(f"others: {text!r}: expected root=, split= or class_list=: {part!r}")
-        keys[key] = value
-    known = ("cifar10", "cifar100", "stl10", "svhn", "folder", "packed")
-    if source not in known:
-        raise ConfigError(f"others: {text!r}: its source must be one of {', '.join(known)}")
-    return ImageDataConfig(**keys)  # type: ignore[arg-type]
-
-
-def _column(data: ImageDataConfig) -> str:
-    return f"{dataset_name(data)} {data.split}".strip()
-
-
-def _operation(spec: str, size: int) -> Any:
-    operation = NegativesConfig(spec=spec).operation()
-    if operation is None:
-        raise ConfigError("nda: an empty spec breaks nothing")
-    # Here, in one line, rather than from a loader process.
-    operation.check((2, 3, size, size))
-    return operation
-
-
 # ---- features -----------------------------------------------------------------------------------
-
-
-def _other_features(config: OodConfig, frozen: FrozenImages, data: ImageDataConfig) -> Features:
-    return image_features(frozen.extract, open_images(data), config.views, _column(data))
 
 
 def _broken_features(
     config: OodConfig, frozen: FrozenImages, operation: Any, spec: str
 ) -> Features:
     dataset = BrokenImages(frozen.test_source, config.views, operation, config.seed)
-    digest = hashlib.sha256(f"{dataset.digest()} {spec} {config.seed}".encode()).hexdigest()
     names = [frozen.test_source.name(index) for index in range(len(dataset))]
-    return frozen.extract(dataset, digest, names, spec)
-
-
-class BrokenImages(ImageViews):
-    """The test views after an operation of negative augmentation.
-
-    An image is broken by a generator of its own, with an image drawn by it as the partner of
-    operations that mix two: it depends neither on the batch nor on the ranks.
-    """
-
-    def __init__(
-        self, source: ImageSource, views: ImageViewsConfig, operation: Any, seed: int
-    ) -> None:
-        super().__init__(source, views)
-        if len(source) < 2:
-            raise ConfigError("an operation needs at least two test images")
-        self.operation = operation
-        self.seed = seed
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = super().__getitem__(index)
-        if "image" not in sample:
-            return sample
-        draw = generator(self.seed, "ood", index)
-        away = int(torch.randint(1, len(self), (), generator=draw))
-        partner = super().__getitem__((index + away) % len(self))
-        if "image" not in partner:
-            return {name: sample[name] for name in ("label", "index")} | {"bad": partner["bad"]}
-        pair = torch.stack([sample["image"], partner["image"]])
-        return sample | {"image": self.operation(pair, generator=draw)[0]}
+    return frozen.extract(dataset, dataset.broken_digest(spec), names, spec)
 
 
 # ---- distances ----------------------------------------------------------------------------------
@@ -238,11 +170,11 @@ def _compare(config: OodConfig, frozen: FrozenImages, against: dict[str, Feature
     distances: dict[str, dict[str, dict[str, float]]] = {}
     for score_name, score in scores.items():
         inside = score(frozen.test.pooled())
-        distances[score_name] = {"test": _quartiles(inside)}
+        distances[score_name] = {"test": quartiles(inside)}
         for name, features in against.items():
             outside = score(features.pooled())
             metrics[f"{score_name} AUROC {name}"] = auroc(inside, outside)
-            distances[score_name][name] = _quartiles(outside)
+            distances[score_name][name] = quartiles(outside)
     protocol = frozen.protocol(
         averaging="one view an image",
         selection="nothing is trained",
@@ -278,9 +210,3 @@ def _notes(config: OodConfig, frozen: FrozenImages, against: dict[str, Features]
             "two sides are not independent, as the interval takes them to be."
         )
     return notes
-
-
-def _quartiles(scores: Tensor) -> dict[str, float]:
-    ends = torch.tensor([0.25, 0.5, 0.75], dtype=torch.double)
-    found = scores.double().sort().values[(ends * (len(scores) - 1)).round().long()]
-    return dict(zip(("q25", "median", "q75"), found.tolist(), strict=True))

@@ -13,7 +13,8 @@ from ndavid.evaluation.image_knn import ImageKnnConfig
 from ndavid.evaluation.image_linear import ImageLinearConfig
 from ndavid.evaluation.knn import KnnConfig
 from ndavid.evaluation.linear import LinearConfig
-from ndavid.evaluation.ood import OodConfig, parse_source
+from ndavid.evaluation.ood import OodConfig
+from ndavid.evaluation.other_images import parse_source
 from ndavid.evaluation.pretrained import load_classifier, load_pooled
 from ndavid.evaluation.retrieval import RetrievalConfig
 from ndavid.methods.nda_config import NegativesConfig
@@ -39,8 +40,9 @@ def kind_of(path: Path) -> str:
     return path.stem.rsplit("_", 1)[1]
 
 
-# Those of detection have a test of their own beside their evaluator's.
-CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if "detection" not in p.stem)
+# These have a test of their own beside their evaluator's.
+APART = {"detection", "generation", "anomaly"}
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if kind_of(path) not in APART)
 OF_VIDEOS = [path for path in CONFIGS if kind_of(path) in VIDEO_KINDS]
 OF_IMAGES = [path for path in CONFIGS if kind_of(path) in IMAGE_KINDS]
 

@@ -18,14 +18,8 @@ from ndavid.config import from_yaml, to_yaml
 from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.errors import ConfigError
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
-from ndavid.evaluation.ood import (
-    BrokenImages,
-    OodConfig,
-    knn_distance,
-    mahalanobis_distance,
-    parse_source,
-    run,
-)
+from ndavid.evaluation.ood import OodConfig, knn_distance, mahalanobis_distance, run
+from ndavid.evaluation.other_images import BrokenImages, parse_source
 from ndavid.evaluation.pretrained import EncoderConfig
 from ndavid.evaluation.protocol import load_result
 from ndavid.nda import from_spec

@@ -1,0 +1,142 @@
+"""What test images are set against: other sets, and copies of themselves, broken or corrupted."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from ndavid.data.corruptions import corrupt
+from ndavid.data.image_sources import ImageSource
+from ndavid.data.images import ImageDataConfig
+from ndavid.engine.rng import generator
+from ndavid.errors import ConfigError
+from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, dataset_name
+from ndavid.methods.nda_config import NegativesConfig
+
+_SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
+_KEYS = ("root", "split", "class_list", "classes")
+
+
+def parse_source(text: str) -> ImageDataConfig:
+    """Returns the image set that ``SOURCE:KEY=VALUE,...`` names; its split is ``test`` unless said.
+
+    Of several ``classes`` the names have a + between them.
+
+    Raises:
+        ConfigError: If it is no such text, or has unknown keys.
+    """
+    source, _, rest = text.partition(":")
+    keys: dict[str, Any] = {"source": source, "split": "test"}
+    for part in filter(None, rest.split(",")):
+        key, given, value = part.partition("=")
+        if not given or key not in _KEYS:
+            wanted = " or ".join(f"{known}=" for known in _KEYS)
+            raise ConfigError(f"others: {text!r}: expected {wanted}, not {part!r}")
+        keys[key] = value.split("+") if key == "classes" else value
+    if source not in _SOURCES:
+        known = ", ".join(_SOURCES)
+        raise ConfigError(f"others: {text!r}: its source must be one of {known}")
+    return ImageDataConfig(**keys)
+
+
+def parse_others(texts: list[str]) -> dict[str, ImageDataConfig]:
+    """Returns the sets that ``parse_source`` reads, by the name of their column.
+
+    Raises:
+        ConfigError: As ``parse_source``, or if one is named twice.
+    """
+    others = {}
+    for data in map(parse_source, texts):
+        name = f"{dataset_name(data)} {data.split} {'+'.join(data.classes)}".strip()
+        if name in others:
+            raise ConfigError(f"others: name each set once, not {name} twice")
+        others[name] = data
+    return others
+
+
+def parse_operations(specs: list[str], size: int) -> dict[str, Any]:
+    """Returns the operations of negative augmentation that ``specs`` name, by their specs.
+
+    Args:
+        specs: As ``nda.from_spec`` reads them.
+        size: Side of the images, pixels.
+
+    Raises:
+        ConfigError: If one names no operation, or one that such images cannot have, or one twice.
+    """
+    if len(set(specs)) < len(specs):
+        raise ConfigError("nda: name each operation once")
+    return {spec: _operation(spec, size) for spec in specs}
+
+
+def _operation(spec: str, size: int) -> Any:
+    operation = NegativesConfig(spec=spec).operation()
+    if operation is None:
+        raise ConfigError("nda: an empty spec breaks nothing")
+    # Here, in one line, rather than from a loader process.
+    operation.check((2, 3, size, size))
+    return operation
+
+
+class BrokenImages(ImageViews):
+    """The test views after an operation of negative augmentation.
+
+    An image is broken by a generator of its own, with an image drawn by it as the partner of
+    operations that mix two: it depends neither on the batch nor on the ranks.
+    """
+
+    def __init__(
+        self, source: ImageSource, views: ImageViewsConfig, operation: Any, seed: int
+    ) -> None:
+        super().__init__(source, views)
+        if len(source) < 2:
+            raise ConfigError("an operation needs at least two test images")
+        self.operation = operation
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        if "image" not in sample:
+            return sample
+        draw = generator(self.seed, "ood", index)
+        away = int(torch.randint(1, len(self), (), generator=draw))
+        partner = super().__getitem__((index + away) % len(self))
+        if "image" not in partner:
+            return {name: sample[name] for name in ("label", "index")} | {"bad": partner["bad"]}
+        pair = torch.stack([sample["image"], partner["image"]])
+        return sample | {"image": self.operation(pair, generator=draw)[0]}
+
+    def broken_digest(self, spec: str) -> str:
+        """Returns ``digest`` of the broken images, given the operation's spec."""
+        return hashlib.sha256(f"{self.digest()} {spec} {self.seed}".encode()).hexdigest()
+
+
+class CorruptedImages(ImageViews):
+    """The test views after one of the common corruptions that are made here.
+
+    The noise of an image is the same at every severity, only stronger.
+
+    Raises:
+        ConfigError: As ``ndavid.data.corruptions.check_corruption``, when an image is read.
+    """
+
+    def __init__(
+        self, source: ImageSource, views: ImageViewsConfig, name: str, severity: int, seed: int
+    ) -> None:
+        super().__init__(source, views)
+        self.name = name
+        self.severity = severity
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        if "image" not in sample:
+            return sample
+        return sample | {"image": self._corrupted(sample["image"], index)}
+
+    def _corrupted(self, image: Tensor, index: int) -> Tensor:
+        draw = generator(self.seed, f"corruption {self.name}", index)
+        return corrupt(image, self.name, self.severity, draw)
