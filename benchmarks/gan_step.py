@@ -1,0 +1,216 @@
+"""What broken images add to the two steps of a GAN, beside what their arithmetic costs.
+
+    python benchmarks/gan_step.py --output runs/gan_step.json
+    python benchmarks/gan_step.py --threads 1
+    python benchmarks/gan_step.py --device cuda
+
+The networks are BigGAN's for 32 px as NDA's CIFAR-10 runs have them, the loss is hinge, the batch
+64 images, uint8 and ready; all as `GanMethod` runs it. Everything that is compared takes turns in
+one run; a ratio is taken turn by turn.
+
+* A discriminator step makes its generated images, breaks the real ones ("nda"), judges all in one
+  pass, goes backward and updates. A generator step goes through both networks and back.
+* The ideal ratio is that of the multiplications in convolutions and matrix products, counted while
+  a step runs: what a step has beyond it went into breaking and into work on memory.
+* "bf16" is autocast. Weights are channels_last.
+
+On the CPU the time is wall time on all cores, and other programs add to it; with ``--threads 1`` it
+is processor time on one core, to which they cannot. On a GPU it is wall time of steps that are
+waited for.
+
+Limit: a step with broken images 1.15x its ideal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ndavid.engine.turns import give_turn
+from ndavid.methods.gan import GanMethod
+from ndavid.methods.gan_config import AdversarialConfig, GanNdaConfig
+from ndavid.models.gan import GanConfig
+
+LIMIT = 1.15
+SPEC = "jigsaw:grid=2"
+PRECISIONS = ("fp32", "bf16")
+PLAYERS = ("discriminator", "generator")
+KINDS = ("plain", "nda")
+
+Runs = dict[tuple[str, str, str], Callable[[], None]]
+"""(precision, player, kind) -> one step"""
+
+
+def build(kind: str, device: torch.device) -> GanMethod:
+    """The GAN, plain or shown broken images."""
+    torch.manual_seed(0)
+    nda = GanNdaConfig(spec=SPEC if kind == "nda" else "")
+    method = GanMethod(GanConfig(), nda, adversarial=AdversarialConfig(discriminator_steps=1))
+    return method.to(device, memory_format=torch.channels_last)
+
+
+def steps_of(method: GanMethod, images: Tensor, precision: str) -> dict[str, Callable[[], None]]:
+    """A whole step of either network, as the engine does it."""
+    generator = torch.Generator().manual_seed(0)
+    groups = {name: groups[0]["params"] for name, groups in method.players().items()}
+    optimizers = {n: torch.optim.Adam(p, lr=2e-4, betas=(0.0, 0.999)) for n, p in groups.items()}
+    batch = {"image": images}
+    turns = dict(method.deal([batch], generator=generator, step=0))
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def update(player: str, batches: list[dict]) -> None:
+        give_turn(player, groups)
+        optimizers[player].zero_grad()
+        with autocast():
+            loss = method(batches[0], generator=generator, step=0)["loss"]
+        loss.backward()
+        optimizers[player].step()
+
+    def discriminator_step() -> None:
+        with autocast():
+            fresh = dict(method.deal([batch], generator=generator, step=0))
+        update("discriminator", fresh["discriminator"])
+
+    def generator_step() -> None:
+        update("generator", turns["generator"])
+
+    return {"discriminator": discriminator_step, "generator": generator_step}
+
+
+def all_steps(batch: int, device: torch.device) -> Runs:
+    """What is timed."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch, 3, 32, 32), generator=g).to(torch.uint8).to(device)
+    runs: Runs = {}
+    for precision in PRECISIONS:
+        for kind in KINDS:
+            for player, run in steps_of(build(kind, device), images, precision).items():
+                runs[precision, player, kind] = run
+    return runs
+
+
+def count_flops(run: Callable[[], None]) -> int:
+    """Operations in convolutions and matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Processor time of one core, wall time of several, or until the GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    one_core = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_core else time.perf_counter
+    start = clock()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+def measure(runs: Runs, device: torch.device, rounds: int) -> dict[tuple[str, str, str], list]:
+    """Seconds of every step, taken in turns."""
+    times: dict[tuple[str, str, str], list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run, device))
+    return times
+
+
+def summary(values: list[float]) -> tuple[float, list[float]]:
+    """The median, and the least and the greatest: too few for quartiles."""
+    return statistics.median(values), [min(values), max(values)]
+
+
+def rows_of(times: dict, flops: dict) -> list[dict]:
+    """Times, speeds and ratios of every step."""
+    rows = []
+    for (precision, player, kind), taken in times.items():
+        median, extremes = summary(taken)
+        operations = flops[precision, player, kind]
+        row = {
+            "precision": precision,
+            "step": player,
+            "kind": kind,
+            "seconds": median,
+            "seconds_extremes": extremes,
+            "gflops": operations / 1e9,
+            "gflops_per_second": operations / 1e9 / median,
+        }
+        if kind == "nda":
+            plain = times[precision, player, "plain"]
+            ratios = [a / b for a, b in zip(taken, plain, strict=True)]
+            row["ratio"], row["ratio_extremes"] = summary(ratios)
+            row["ideal_ratio"] = operations / flops[precision, player, "plain"]
+            row["of_ideal"] = row["ratio"] / row["ideal_ratio"]
+            row |= {"limit": LIMIT, "ok": row["of_ideal"] <= LIMIT}
+        rows.append(row)
+    return rows
+
+
+def print_rows(rows: list[dict]) -> None:
+    print(
+        f"{'':28s}{'s':>8s}{'extremes':>16s}{'GFLOP/s':>9s}{'/ plain':>9s}{'extremes':>13s}"
+        f"{'ideal':>7s}{'/ ideal':>9s}"
+    )
+    for row in rows:
+        name = f"{row['precision']} {row['step']} {row['kind']}"
+        low, high = row["seconds_extremes"]
+        line = f"{name:28s}{row['seconds']:8.3f}{low:8.3f}{high:8.3f}"
+        line += f"{row['gflops_per_second']:9.0f}"
+        if "ratio" in row:
+            low, high = row["ratio_extremes"]
+            line += f"{row['ratio']:9.2f}{low:7.2f}{high:6.2f}{row['ideal_ratio']:7.2f}"
+            line += f"{row['of_ideal']:9.2f}{'' if row['ok'] else '  OVER'}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, help="default: 3 on the CPU, 30 on a GPU")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="on the CPU")
+    parser.add_argument("--output", type=Path, help="also write everything as JSON")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    torch.set_num_threads(arguments.threads)
+    runs = all_steps(arguments.batch, device)
+    # Counting runs each step once, which warms caches up; a GPU wants a few more.
+    flops = {name: count_flops(run) for name, run in runs.items()}
+    measure(runs, device, 3 if on_gpu else 0)
+    times = measure(runs, device, arguments.rounds or (30 if on_gpu else 3))
+    rows = rows_of(times, flops)
+    print_rows(rows)
+    if arguments.output:
+        report = {
+            "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+            "processor": platform.processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load": os.getloadavg(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "batch": arguments.batch,
+            "spec": SPEC,
+            "rows": rows,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
