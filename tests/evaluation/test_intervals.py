@@ -148,3 +148,8 @@ def test_the_auroc_interval_covers_as_often_as_it_says() -> None:
 def test_an_auroc_needs_both_kinds() -> None:
     with pytest.raises(ValueError, match="both kinds"):
         auroc(torch.zeros(0), torch.ones(3))
+
+
+def test_a_number_that_is_no_share_is_shown_as_it_is() -> None:
+    assert str(Metric(12.345, 100, 11.5, 13.25, percent=False)) == "12.35 [11.5, 13.25] (n=100)"
+    assert str(Metric(0.5, 100, 0.25, 0.75)) == "50.00 [25.00, 75.00] (n=100)"

@@ -51,6 +51,32 @@ def test_state_is_the_classifier_alone() -> None:
     assert set(ClassificationMethod(MeanColour()).state_dict()) == {"classifier.gain"}
 
 
+def test_images_are_classified_as_clips_are_and_augmented_on_the_way() -> None:
+    class MeanOfImages(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(2, 3))
+
+    def brighter(pixels: Tensor, generator: torch.Generator) -> Tensor:
+        return pixels.float() / 255 + torch.rand(4, 1, 1, 1, generator=generator)
+
+    clips = batch_of_colours()
+    batch = {"image": clips["video"][:, :, 0], "label": clips["label"]}
+    plain = ClassificationMethod(MeanOfImages())
+    assert plain(batch)["top1"] == 0.75
+    torch.testing.assert_close(
+        plain(batch)["loss"], ClassificationMethod(MeanColour())(clips)["loss"]
+    )
+    method = ClassificationMethod(MeanOfImages(), augment=brighter)
+    drawn = method(batch, generator=torch.Generator().manual_seed(3))["loss"]
+    pixels = brighter(batch["image"], torch.Generator().manual_seed(3))
+    logits = Normalize()(pixels).mean(dim=(2, 3))
+    torch.testing.assert_close(drawn, nn.functional.cross_entropy(logits, batch["label"]))
+    # A test sees the images as they are.
+    torch.testing.assert_close(method.logits(batch["image"]), plain.logits(batch["image"]))
+    with pytest.raises(ValueError, match="generator"):
+        method(batch)
+
+
 def test_impossible_smoothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="label_smoothing"):
         ClassificationMethod(MeanColour(), label_smoothing=1.0)
