@@ -58,6 +58,8 @@ def open_data(config: TrainGanConfig) -> ImageDataset:
             f"model.num_classes is {wanted}, but {config.data.root} has {classes} classes; "
             f"set model.num_classes to {classes}"
         )
+    if wanted and bool((source.labels < 0).any()):
+        raise ConfigError(f"{config.data.root} has images without a label; set model.num_classes 0")
     size = config.model.image_size
     return ImageDataset(source, image_eval_transform(size, resize=size), on_error="next")
 

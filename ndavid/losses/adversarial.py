@@ -90,7 +90,7 @@ def discriminator_loss(
     """
     _check_objective(objective)
     weighs_nda = nda is not None and beta != 0
-    _check_weights(objective, alpha, beta if weighs_nda else 0.0, weighs_nda)
+    check_weights(objective, alpha, beta if weighs_nda else 0.0, weighs_nda)
     real_part = _real_term(_logits(real, "real"), objective).mean()
     fake_part = _fake_term(_logits(fake, "fake"), objective).mean()
     loss = real_part + alpha * fake_part
@@ -216,7 +216,8 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha, the weight of generated images, must be > 0, got {alpha}")
 
 
-def _check_weights(objective: str, alpha: float, beta: float, weighs_nda: bool) -> None:
+def check_weights(objective: str, alpha: float, beta: float, weighs_nda: bool) -> None:
+    """Raises ValueError where an objective cannot work with these weights."""
     _check_alpha(alpha)
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta, the weight of NDA images, must be >= 0, got {beta}")

@@ -30,7 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ndavid.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty
+from ndavid.errors import ConfigError
+from ndavid.losses.adversarial import (
+    check_weights,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from ndavid.methods.branch import branch
 from ndavid.methods.diff_augment import DiffAugment
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
@@ -57,7 +63,7 @@ class GanMethod(nn.Module):
         augment: what happens to images on their way to the discriminator.
 
     Raises:
-        ConfigError: an operation that cannot be read.
+        ConfigError: an operation that cannot be read, or weights that the objective cannot have.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class GanMethod(nn.Module):
         super().__init__()
         self.nda = nda or GanNdaConfig()
         self.adversarial = adversarial or AdversarialConfig()
+        _require_weights(self.nda, self.adversarial)
         augment = augment or GanAugmentConfig()
         self.operation = self.nda.operation()
         self.flip, self.real_probability = augment.flip, augment.real_probability
@@ -265,6 +272,15 @@ class GanMethod(nn.Module):
         if self.diff_augment is not None:
             images = self.diff_augment(images, generator)
         return images
+
+
+def _require_weights(nda: GanNdaConfig, adversarial: AdversarialConfig) -> None:
+    """Now rather than at the first step that has broken images."""
+    alpha, beta = nda.weights_at(nda.curriculum_steps)
+    try:
+        check_weights(adversarial.objective, alpha, beta, weighs_nda=beta > 0)
+    except ValueError as error:
+        raise ConfigError(f"nda.alpha, nda.beta: {error}") from error
 
 
 def _column(chosen: Tensor, images: Tensor) -> Tensor:
