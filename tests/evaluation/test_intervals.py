@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from ndavid.evaluation.intervals import (
+    Metric,
     auroc,
     mean_class_accuracy,
     mean_of_independent,
@@ -151,5 +152,5 @@ def test_an_auroc_needs_both_kinds() -> None:
 
 
 def test_a_number_that_is_no_share_is_shown_as_it_is() -> None:
-    assert str(Metric(12.345, 100, 11.5, 13.25, percent=False)) == "12.35 [11.5, 13.25] (n=100)"
+    assert str(Metric(12.25, 100, 11.5, 13.25, percent=False)) == "12.25 [11.5, 13.25] (n=100)"
     assert str(Metric(0.5, 100, 0.25, 0.75)) == "50.00 [25.00, 75.00] (n=100)"
