@@ -15,13 +15,21 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 
 class SpectralNorm(_SpectralNorm):
-    """torch's parametrization, in float32, that can hold on to the weight it has normalised."""
+    """torch's parametrization, in float32, that can hold on to the weight it has normalised.
+
+    Compiled (``torch.compile``), a frozen forward must see its backward before the next forward
+    that moves the singular vectors; torch raises otherwise.
+    """
+
+    _u: Tensor
+    _v: Tensor
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
@@ -36,10 +44,21 @@ class SpectralNorm(_SpectralNorm):
             return held
         # Autocast would round the singular vectors to 8 bits, and sigma with them.
         with _without_autocast(weight):
-            normalised = super().forward(weight)
+            normalised = weight / self._sigma(weight.flatten(1))
         if self.is_shared:
             self._held = normalised
         return normalised
+
+    def _sigma(self, matrix: Tensor) -> Tensor:
+        # Fresh tensors, so that a backward does not find the buffers moved by a later forward.
+        u, v = self._u.clone(), self._v.clone()
+        if self.training:
+            with torch.no_grad():
+                u = F.normalize(torch.mv(matrix, v), dim=0, eps=self.eps)
+                v = F.normalize(torch.mv(matrix.T, u), dim=0, eps=self.eps)
+                self._u.copy_(u)
+                self._v.copy_(v)
+        return torch.dot(u, torch.mv(matrix, v))
 
     def share(self, shared: bool) -> None:
         """Starts or stops returning one and the same tensor."""

@@ -275,7 +275,8 @@ def passes(gan: Gan, latents: Tensor, images: Tensor, labels: Tensor | None) -> 
     with torch.no_grad(), shared_spectral_norm(gan.discriminator):
         judged = [gan.discriminator(images, labels) for _ in range(2)]
     fake = gan.generator(latents, labels)
+    moving = [gan.discriminator(images, labels) for _ in range(2)]
     with frozen_power_iteration(gan.discriminator):
         again = gan.discriminator(fake, labels)
-    (again.sum() + gan.discriminator(images, labels).sum()).backward()
-    return [*judged, fake, again]
+    (again.sum() + moving[0].sum() + moving[1].sum()).backward()
+    return [*judged, *moving, fake, again]

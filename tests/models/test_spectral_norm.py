@@ -70,6 +70,27 @@ def test_training_forwards_move_the_vectors_and_frozen_ones_do_not() -> None:
     assert not same(vectors(net), start)
 
 
+def test_is_torchs_own_in_float32() -> None:
+    net, x = network(), torch.randn(2, 3, 8, 8)
+    twin = nn.Sequential(*[plain_copy(layer) for layer in net])
+    for _ in range(3):
+        torch.testing.assert_close(net(x), twin(x))
+    assert all(
+        torch.allclose(value, theirs, atol=1e-6)
+        for value, theirs in zip(net.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
+
+
+def plain_copy(layer: nn.Module) -> nn.Module:
+    """The same layer under torch's spectral norm."""
+    if not isinstance(layer, nn.Conv2d):
+        return layer
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+    conv = torch.nn.utils.parametrizations.spectral_norm(conv)
+    conv.load_state_dict(layer.state_dict())
+    return conv
+
+
 def test_frozen_leaves_eval_mode_alone_and_survives_an_error() -> None:
     net = network().eval()
     with frozen_power_iteration(net):
