@@ -37,8 +37,9 @@ def table_rows(first_cell: str) -> list[str]:
     return rest.split("\n\n")[0].splitlines()
 
 
-@pytest.mark.parametrize("folder", ["recipes/configs/dpc", "recipes/configs/moco"])
-def test_the_table_of_recipes_names_every_config(folder: str) -> None:
+@pytest.mark.parametrize("method", ["dpc", "moco", "gan", "classifier"])
+def test_the_table_of_recipes_names_every_config(method: str) -> None:
+    folder = f"recipes/configs/{method}"
     rows = table_rows(f"config (`{folder}/`)")
     for path in (ROOT / folder).glob("*.yaml"):
         stem, _, op = path.stem.partition("_nda-")

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ndavid.checkpoint_files import FOLDER, step_folders
 from ndavid.collectives import rank, world_size
@@ -44,7 +45,6 @@ from ndavid.evaluation.generation_distances import (
 from ndavid.evaluation.generation_features import (
     FeatureSpace,
     classifier_space,
-    inception_score,
     inception_space,
 )
 from ndavid.evaluation.generation_samples import (
@@ -409,7 +409,7 @@ def _measure(
 
 def _inception_score(logits: Tensor) -> Metric:
     """torch-fidelity's mean over ten parts, with Student's interval of their spread."""
-    found = inception_score()(logits, splits=_SPLITS_OF_IS)
+    found = isc_features_to_metric(logits, splits=_SPLITS_OF_IS)
     mean, deviation = found["inception_score_mean"], found["inception_score_std"]
     # The deviation is that of the parts themselves, not of what they are drawn from.
     half = float(stdtrit(_SPLITS_OF_IS - 1, 0.975)) * deviation / math.sqrt(_SPLITS_OF_IS - 1)

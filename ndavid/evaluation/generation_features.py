@@ -12,13 +12,13 @@ and a file is read for its tensors only.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
@@ -37,7 +37,6 @@ INCEPTION_DIGEST = "6726825d"
 """How the SHA-256 of the weights that FID was defined with begins."""
 
 _DIGITS = 8
-_NO_INCEPTION = "Inception's features need torch-fidelity: pip install 'ndavid[gan]'"
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def inception_space(weights: str, *, download: bool) -> FeatureSpace:
         download: Whether it may be fetched.
 
     Raises:
-        ConfigError: If torch-fidelity is not installed, or there is neither file nor leave to
-            download.
+        ConfigError: If there is neither file nor leave to download.
         CheckpointError: If the file is not one of these weights.
         DataError: If it cannot be downloaded.
     """
@@ -179,20 +177,7 @@ def inception_space(weights: str, *, download: bool) -> FeatureSpace:
     )
 
 
-def inception_score() -> Callable[..., dict[str, float]]:
-    """Returns torch-fidelity's Inception Score of logits (N, classes), by name."""
-    try:
-        from torch_fidelity.metric_isc import isc_features_to_metric
-    except ImportError as error:
-        raise ConfigError(_NO_INCEPTION) from error
-    return isc_features_to_metric
-
-
 def _load_inception(path: Path) -> nn.Module:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ConfigError(_NO_INCEPTION) from error
     state = read_state_dict(path)
     outputs = ["2048", "logits_unbiased"]
     # Its constructor unpickles whatever is in the file: give it one that holds tensors only.

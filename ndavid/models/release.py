@@ -12,8 +12,8 @@ A saved folder holds ``config.json`` (under ``encoder`` the name that ``build_en
 DPC its whole config) and ``model.safetensors``; the Hub takes it as it is, and gives it back by
 ``Encoder.from_pretrained("owner/name")``. A run of ours is read
 too: its folder (the newest whole checkpoint), or one checkpoint's folder, after verifying digests.
-Of a GAN's run both networks are read (:func:`load_gan`). Files of the original DPC and MoCo codes
-are read by ``original_dpc`` and ``original_moco``.
+Of a GAN's run both networks are read (:func:`load_gan`). Files of the original DPC, MoCo and
+NDA-GAN codes are read by ``original_dpc``, ``original_moco`` and ``original_biggan``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from ndavid.models.encoder_base import CONFIG_FILE, Encoder
 from ndavid.models.encoders import build_encoder
 from ndavid.models.gan import Gan, GanConfig
 from ndavid.models.matching import KeyReport, find_prefix, load_matching
+from ndavid.models.original_biggan import load_biggan_release
 from ndavid.models.original_dpc import (
     is_dpc_release,
     load_dpc_classifier_release,
@@ -55,6 +56,7 @@ __all__ = [
     "KeyReport",
     "LoadedGan",
     "Weights",
+    "load_biggan_release",
     "load_dpc",
     "load_dpc_classifier_release",
     "load_dpc_release",

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ndavid.data.images import ImageDataConfig, ImageDataset, open_images
 from ndavid.data.video import collate
@@ -277,10 +278,9 @@ def test_a_classifiers_features_are_its_encoders_pooled_map(classifier: Path) ->
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in the layout of torch-fidelity's file."""
-    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save({}, path)
-    kind = extractor.FeatureExtractorInceptionV3
+    kind = FeatureExtractorInceptionV3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
@@ -323,7 +323,6 @@ def test_inceptions_weights_must_be_given_or_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_file_of_other_weights_is_refused_in_a_line(tmp_path: Path) -> None:
-    pytest.importorskip("torch_fidelity")
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="not torch-fidelity's Inception weights") as caught:
         inception_space(str(tmp_path / "other.pth"), download=False)
@@ -338,7 +337,6 @@ class Harmful:
 def test_a_pickle_that_wants_to_run_code_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch_fidelity")
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"fc.weight": Harmful()}))
     with pytest.raises(CheckpointError):
         inception_space(str(tmp_path / "evil.pth"), download=False)
@@ -358,7 +356,6 @@ def test_a_download_that_fails_says_what_to_do(
 
 
 def test_the_inception_score_of_certain_and_of_uncertain_predictions() -> None:
-    pytest.importorskip("torch_fidelity")
     assert _inception_score(torch.zeros(200, 8)).value == pytest.approx(1)
     sure = 50 * torch.nn.functional.one_hot(torch.arange(8000) % 8, 8).float()
     found = _inception_score(sure)

@@ -10,6 +10,8 @@ import scipy.linalg
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch_fidelity import metric_fid, metric_kid, metric_prc
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ndavid.evaluation.generation_distances import (
     frechet,
@@ -70,10 +72,9 @@ def test_frechet_of_any_gaussians_is_that_of_the_matrix_root(seed: int) -> None:
 
 @pytest.mark.parametrize(("count", "dim"), [(200, 8), (20, 32)])
 def test_frechet_is_that_of_torch_fidelity_with_few_images_too(count: int, dim: int) -> None:
-    fid = pytest.importorskip("torch_fidelity.metric_fid")
     x, y = drawn(count, 0, dim) * 2 + 1, drawn(count + 5, 1, dim)
-    theirs = fid.fid_statistics_to_metric(
-        fid.fid_features_to_statistics(x), fid.fid_features_to_statistics(y), False
+    theirs = metric_fid.fid_statistics_to_metric(
+        metric_fid.fid_features_to_statistics(x), metric_fid.fid_features_to_statistics(y), False
     )
     # Of singular covariances their eigenvalues are good to the root of the rounding error.
     expected = theirs["frechet_inception_distance"]
@@ -81,10 +82,9 @@ def test_frechet_is_that_of_torch_fidelity_with_few_images_too(count: int, dim: 
 
 
 def test_frechet_is_that_of_torchmetrics() -> None:
-    metrics = pytest.importorskip("torchmetrics.image.fid")
     features = torch.nn.Identity()
     features.num_features = 6  # type: ignore[assignment]
-    metric = metrics.FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
     x, y = drawn(100, 0, 6) * 1.5, drawn(120, 1, 6) + 0.3
     metric.update(x, real=False)
     metric.update(y, real=True)
@@ -169,14 +169,13 @@ def test_the_kernel_distance_is_that_of_loops() -> None:
 
 
 def test_each_subset_is_that_of_torch_fidelity() -> None:
-    kid = pytest.importorskip("torch_fidelity.metric_kid")
     x, y = drawn(100, 0), drawn(100, 1) + 1
     order = dealt(7)
     first, second = (rows[torch.randperm(100, generator=order)] for rows in (x, y))
     expected = []
     for a, b in zip(first.split(25), second.split(25), strict=True):
         kernels = [((p @ q.T / 5 + 1) ** 3).numpy() for p, q in ((a, a), (a, b), (b, b))]
-        expected.append(kid.mmd2(*kernels))
+        expected.append(metric_kid.mmd2(*kernels))
     found = kernel_distance(x, y, subset_size=25, generator=dealt(7))
     assert found.value == pytest.approx(np.mean(expected), rel=1e-9)
 
@@ -220,10 +219,9 @@ def test_precision_and_recall_are_those_of_loops(k: int, chunk: int) -> None:
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity() -> None:
-    prc = pytest.importorskip("torch_fidelity.metric_prc")
     x, y = drawn(300, 0) * 0.8, drawn(280, 1) + 0.5
     found = tuple(metric.value for metric in precision_and_recall(x, y))
-    assert found == pytest.approx(prc.calculate_precision_recall_full(x, y, 3), abs=1e-6)
+    assert found == pytest.approx(metric_prc.calculate_precision_recall_full(x, y, 3), abs=1e-6)
 
 
 def test_a_generator_that_drops_a_mode_is_precise_but_recalls_half() -> None:
