@@ -30,7 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 NOT_METRICS = ("step", "epoch", "time")
 ALWAYS_ON = ("jsonl", "tensorboard")
 # Measured now and then; the progress line shows the newest.
-SHOWN_VALIDATION = ("val/knn_top1",)
+SHOWN_VALIDATION = ("val/knn_top1", "val/top1")
 # Without a terminal, a line now and then instead of a bar.
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -59,7 +59,7 @@ from ndavid.evaluation.image_views import (
     ImageViewsConfig,
     dataset_name,
     describe_images,
-    same_images,
+    share_images,
 )
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.protocol import Result
@@ -306,7 +306,7 @@ class _Evaluation:
     def _saw_the_reference(self, checkpoint: str) -> bool:
         """Whether the run of a checkpoint was trained on the split that is measured."""
         trained_on = training_run(checkpoint)
-        return trained_on is not None and same_images(self.config.reference, trained_on.data)
+        return trained_on is not None and share_images(self.config.reference, trained_on.data)
 
     # ---- images in files ------------------------------------------------------------------------
 

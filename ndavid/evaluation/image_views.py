@@ -127,9 +127,12 @@ def chosen_classes(data: ImageDataConfig) -> str:
     return ", ".join(data.classes)
 
 
-def same_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
-    """Whether another run's ``data`` keys name the same images as ``one``, by source and split."""
+def share_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
+    """Whether another run's ``data`` keys name some of the same images, by source and split."""
     mine = dataclasses.asdict(one)
+    theirs = other.get("classes") or one.classes
+    if one.classes and not set(one.classes) & set(theirs):
+        return False
     keys = ("source", "split", "class_list")
     if any(mine[key] != other.get(key, "") for key in keys):
         return False

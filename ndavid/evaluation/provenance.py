@@ -17,7 +17,7 @@ from ndavid.checkpoint_files import FOLDER
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.errors import CheckpointError, NdavidError
-from ndavid.evaluation.image_views import same_images
+from ndavid.evaluation.image_views import share_images
 from ndavid.evaluation.report import Picture
 
 GALLERY_FILE = "negatives.png"
@@ -174,7 +174,7 @@ def trace_images(checkpoint: str, tested: ImageDataConfig, count: int) -> Proven
     run = training_run(checkpoint)
     if run is None or not (where := run.describe()):
         return _unrecorded("images")
-    leak = same_images(tested, run.data)
+    leak = share_images(tested, run.data)
     details = {
         "run": str(run.folder),
         "trained_on": where,

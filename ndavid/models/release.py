@@ -50,6 +50,7 @@ from ndavid.models.original_dpc import (
     load_dpc_release,
 )
 from ndavid.models.original_moco import is_moco_release, load_moco_release
+from ndavid.models.spectral_norm import refresh_spectral_norms
 from ndavid.models.state_files import read_state_dict, write_state_dict
 
 __all__ = [
@@ -160,8 +161,8 @@ def load_gan(path: str | Path, *, ema: bool = True) -> LoadedGan:
 
     Args:
         path: a run's folder (its newest whole checkpoint is taken) or one checkpoint's.
-        ema: take the generator's averaged weights; its spectral norms have then to be estimated
-            anew (``spectral_norm.refresh_spectral_norms``). The discriminator has no average.
+        ema: take the generator's averaged weights, its spectral norms estimated anew (the average
+            of singular vectors is none). The discriminator has no average.
 
     Raises:
         CheckpointError: not a GAN's checkpoint, damaged, or without averaged weights where they are
@@ -176,6 +177,7 @@ def load_gan(path: str | Path, *, ema: bool = True) -> LoadedGan:
         averaged = _read(saved.path, "ema")
         assert averaged is not None
         load_matching(gan.generator, averaged.weights, prefix="", min_fraction=1.0)
+        refresh_spectral_norms(gan.generator)
     complete = json.loads((saved.path / COMPLETE_FILE).read_text())
     digests = {name: file["sha256"] for name, file in complete["files"].items()}
     return LoadedGan(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import read_manifest
 from ndavid.errors import CheckpointError
+from ndavid.evaluation.image_views import share_images
 from ndavid.evaluation.provenance import checkpoint_of, gallery, trace, training_run
 
 
@@ -85,3 +87,21 @@ def test_the_gallery_is_that_of_each_run_once(coloured: Path, tmp_path: Path) ->
     (picture,) = gallery(pattern, [1, 2])
     assert picture.image == tmp_path / "fold2" / "negatives.png" and "stitch" in picture.caption
     assert len(gallery(str(tmp_path / "fold2"), [1, 2])) == 1
+
+
+@pytest.mark.parametrize(
+    ("tested", "trained", "shared"),
+    [
+        ([], [], True),
+        (["ship"], [], True),
+        ([], ["ship"], True),
+        (["ship", "horse"], ["horse"], True),
+        (["ship"], ["horse"], False),
+    ],
+)
+def test_sets_of_some_classes_share_images_where_a_class_is_in_both(
+    tested: list[str], trained: list[str], shared: bool
+) -> None:
+    config = ImageDataConfig(source="cifar10", split="train", classes=tested)
+    of_run = {"source": "cifar10", "split": "train", "classes": trained}
+    assert share_images(config, of_run) == shared
