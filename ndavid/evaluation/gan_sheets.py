@@ -97,7 +97,7 @@ def sample_sheet(net: Generator, config: SheetsConfig, *, seed: int) -> Tensor:
     rows = min(config.rows, net.num_classes or config.rows)
     latents = _latents(net, rows * config.columns, seed, "sheet")
     labels = torch.arange(rows).repeat_interleave(config.columns) if net.num_classes else None
-    return _sheet(_generate(net, latents, labels), config.columns)
+    return tiled(_generate(net, latents, labels), config.columns)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def interpolation_sheet(net: Generator, config: SheetsConfig, *, seed: int) -> T
     steps = torch.linspace(0, 1, config.columns)
     latents = rearrange(great_circle(start, end, steps), "row step dim -> (row step) dim")
     labels = torch.arange(rows).repeat_interleave(config.columns) if net.num_classes else None
-    return _sheet(_generate(net, latents, labels), config.columns)
+    return tiled(_generate(net, latents, labels), config.columns)
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def negative_sheet(method: GanMethod, images: Tensor, seed: int) -> Tensor | Non
     if method.operation is None:
         return None
     broken = method.operation(images, generator=generator(seed, "negative sheet"))
-    return make_grid(torch.cat([images, broken]), nrow=len(images), padding=1, pad_value=255)
+    return tiled(torch.cat([images, broken]), len(images))
 
 
 def great_circle(start: Tensor, end: Tensor, steps: Tensor) -> Tensor:
@@ -149,6 +149,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def tiled(images: Tensor, columns: int) -> Tensor:
+    """uint8 (N, 3, S, S) -> (3, H, W), white between them."""
+    return make_grid(images, nrow=columns, padding=1, pad_value=255)
+
+
 def write_sheet(sheet: Tensor, path: Path) -> None:
     """Writes uint8 (3, H, W) as PNG, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,3 @@ def _generate(net: Generator, latents: Tensor, labels: Tensor | None, batch: int
             for z, y in zip(latents.split(batch), parts, strict=True)
         ]
     )
-
-
-def _sheet(images: Tensor, columns: int) -> Tensor:
-    return make_grid(images, nrow=columns, padding=1, pad_value=255)

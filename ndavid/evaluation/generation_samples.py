@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from ndavid.collectives import rank, world_size
 from ndavid.data.image_sources import ImageSource
@@ -27,7 +26,7 @@ from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.features import load_per_item, save_per_item
-from ndavid.evaluation.gan_sheets import to_pixels
+from ndavid.evaluation.gan_sheets import tiled, to_pixels
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.models.gan import Gan
 from ndavid.models.spectral_norm import shared_spectral_norm
@@ -165,11 +164,6 @@ def source_sheet(source: ImageSource, views: ImageViewsConfig) -> Tensor:
     shown = torch.linspace(0, len(source) - 1, min(_ROWS * _ROWS, len(source))).long().unique()
     seen = (ImageViews(source, views)[index] for index in shown.tolist())
     return tiled(torch.stack([view["image"] for view in seen if "image" in view]), _ROWS)
-
-
-def tiled(images: Tensor, columns: int) -> Tensor:
-    """uint8 (N, 3, S, S) -> (3, H, W), white between them."""
-    return make_grid(images, nrow=columns, padding=1, pad_value=255)
 
 
 def together_in_one(networks: list[nn.Module], device: torch.device) -> Compute:

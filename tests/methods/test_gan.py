@@ -372,3 +372,17 @@ def test_bfloat16_gradients_are_near_those_of_float32() -> None:
     for name, exact in gradients(single.gan.discriminator).items():
         error = (gradients(half.gan.discriminator)[name] - exact).norm() / exact.norm()
         assert error < 0.1, name
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_losses_and_gradients_of_the_cpu() -> None:
+    options: dict[str, Any] = {"nda": {"spec": "stitch"}, "augment": {"flip": True}}
+    on_cpu, on_gpu = make(**options), make(**options).cuda()
+    given = batches(2, size=8)
+    moved = [{key: value.cuda() for key, value in batch.items()} for batch in given]
+    for (_, own), (_, same) in zip(deal(on_cpu, given), deal(on_gpu, moved), strict=True):
+        expected, found = backward(on_cpu, own)[0]["loss"], backward(on_gpu, same)[0]["loss"]
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
+    for name, exact in gradients(on_cpu.gan.generator).items():
+        error = (gradients(on_gpu.gan.generator)[name].cpu() - exact).norm()
+        assert error < 0.02 * exact.norm() + 1e-4, name
