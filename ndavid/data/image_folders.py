@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def open_tree(root: Path, split: str, class_list: str = "") -> FileImages:
 
 
 def open_flat(root: Path, split: str) -> FileImages:
-    """All images below a folder, at any depth, without labels; hidden files are left out.
+    """All images below a folder, at any depth, without labels; what is hidden is left out.
 
     Args:
         root: the folder.
@@ -59,15 +60,25 @@ def open_flat(root: Path, split: str) -> FileImages:
         folder = root  # a user's own pictures lie in no part
     if not folder.is_dir():
         raise DataError(folder, "no such folder; it should hold images")
-    paths = [
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-    ]
+    paths = sorted(path.relative_to(folder).as_posix() for path in _files_below(folder))
     if not paths:
         raise DataError(folder, f"holds no images, which end in {', '.join(IMG_EXTENSIONS)}")
-    return FileImages(folder, sorted(paths), torch.full((len(paths),), -1), ())
+    return FileImages(folder, paths, torch.full((len(paths),), -1), ())
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Image files at any depth, through links, each folder once; nothing that is hidden."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        # Pruned in place: os.walk goes where the list says. A link may lead back up.
+        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield Path(place) / name
 
 
 def _read_class_list(path: Path) -> list[str]:

@@ -60,6 +60,7 @@ from ndavid.engine.turns import (
     TurnTaken,
     batches_per_step,
     build_optimizers,
+    give_all_turns,
     give_turn,
     outputs_of_step,
     parameters_of,
@@ -283,6 +284,7 @@ class _Loop:
         # accelerate puts autocast around forward; the caller gets the method back without it.
         self.closing.callback(self.accelerator.unwrap_model, self.model, keep_fp32_wrapper=False)
         self.parameters = {name: parameters_of(o) for name, o in self.optimizers.items()}
+        self.closing.callback(give_all_turns, self.parameters)
 
     def feed(self, dataset: KeyedDataset, collate: Collate | None) -> None:
         """Builds the loader and, from its length, the number of steps."""
@@ -301,11 +303,11 @@ class _Loop:
         self.closing.callback(close_loader, self.loader)
         self.steps_per_epoch = len(self.sampler) // self.batches_per_step
         if not self.steps_per_epoch:
-            turns = self.batches_per_step // accumulate
-            times = f" times {turns} batches a step" if turns > 1 else ""
+            needed = self.batches_per_step * run.batch_size * world_size()
             raise ConfigError(
-                f"optim.accumulate_steps {accumulate}{times} is more than the "
-                f"{len(self.sampler)} batches of an epoch"
+                f"a step reads {self.batches_per_step} batches (optim.accumulate_steps "
+                f"{accumulate}), {needed} samples, and there are {len(dataset)}: lower "
+                "run.batch_size or how many batches a step reads"
             )
         self.total_steps = run.epochs * self.steps_per_epoch
         if run.max_steps is not None:

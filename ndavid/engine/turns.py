@@ -84,6 +84,13 @@ def give_turn(player: str, parameters: dict[str, list[nn.Parameter]]) -> None:
             parameter.requires_grad_(name == player)
 
 
+def give_all_turns(parameters: dict[str, list[nn.Parameter]]) -> None:
+    """Lets every player's parameters take gradients, as before the first turn."""
+    for owned in parameters.values():
+        for parameter in owned:
+            parameter.requires_grad_(True)
+
+
 def outputs_of_step(turns: Sequence[TurnTaken]) -> list[dict[str, Tensor]]:
     """What a step's record is made of: its outputs; of several players, one of all their means."""
     if [turn.player for turn in turns] == [ONLY]:

@@ -86,7 +86,7 @@ class GenerationConfig:
     """of a run: its last checkpoint, or the best of those kept, by other samples against
     choose_split"""
     choose_split: str = "train"
-    """the split of reference that chooses; never the one that is measured, unless that is train"""
+    """the split of reference that chooses; not the one that is measured, unless that is train"""
     choose_samples: int = 5000
     """images of each side to choose by"""
     generated: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -150,6 +150,11 @@ class GenerationConfig:
             )
         if self.choose == "best" and not self.checkpoint:
             raise ConfigError("choose: best chooses among checkpoints; files have none")
+        if self.choose == "best" and self.choose_split == self.reference.split != "train":
+            raise ConfigError(
+                f"choose_split is {self.choose_split}, which is what is measured: choose by train, "
+                "or the best of many is reported on the images that chose it"
+            )
 
 
 def run(config: GenerationConfig) -> Result:

@@ -120,6 +120,15 @@ def describe_images(
     )
 
 
+_DATA_KEYS = {field.name for field in dataclasses.fields(ImageDataConfig)}
+
+# Splits that are made of others.
+_PARTS = {
+    ("stl10", "train+unlabeled"): {"train", "unlabeled"},
+    ("celeba", "all"): {"train", "valid", "test"},
+}
+
+
 def chosen_classes(data: ImageDataConfig) -> str:
     """Returns which classes were chosen, in words; empty for all."""
     if data.class_list:
@@ -128,14 +137,30 @@ def chosen_classes(data: ImageDataConfig) -> str:
 
 
 def share_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
-    """Whether another run's ``data`` keys name some of the same images, by source and split."""
-    mine = dataclasses.asdict(one)
-    theirs = other.get("classes") or one.classes
-    if one.classes and not set(one.classes) & set(theirs):
+    """Whether another run's ``data`` keys name some of the same images.
+
+    Where that cannot be told (lists of classes), it is taken to be so.
+    """
+    theirs = ImageDataConfig(**{key: value for key, value in other.items() if key in _DATA_KEYS})
+    if one.source != theirs.source:
         return False
-    keys = ("source", "split", "class_list")
-    if any(mine[key] != other.get(key, "") for key in keys):
+    if one.classes and theirs.classes and not set(one.classes) & set(theirs.classes):
         return False
-    if one.source not in _OWN:
-        return True  # Of torchvision's sets there is one each, wherever it lies.
-    return Path(one.root).resolve() == Path(str(other.get("root", ""))).resolve()
+    if one.source in ("flat", "folder"):
+        mine, folder = _folder(one), _folder(theirs)
+        return mine.is_relative_to(folder) or folder.is_relative_to(mine)
+    if one.source in _OWN and Path(one.root).resolve() != Path(theirs.root).resolve():
+        return False  # Of torchvision's sets there is one each, wherever it lies.
+    return bool(_splits(one) & _splits(theirs))
+
+
+def _folder(data: ImageDataConfig) -> Path:
+    """Where the images of a tree lie."""
+    root = Path(data.root).resolve()
+    whole = data.source == "flat" and data.split == "train" and not (root / "train").exists()
+    return root if whole else (root / data.split).resolve()
+
+
+def _splits(data: ImageDataConfig) -> set[str]:
+    """The official parts that a split is made of."""
+    return _PARTS.get((data.source, data.split), {data.split})

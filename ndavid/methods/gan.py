@@ -188,8 +188,10 @@ class GanMethod(nn.Module):
         real = self._positive(self.pixels(batch["image"]), generator)
         alpha, beta = self.nda.weights_at(step)
         streams, labels = [batch["fake"], real], [batch["fake_label"], batch["label"]]
+        # Branched off with NDA and without, so that all later draws are the same.
+        nda_generator = branch(generator)
         if self.operation is not None and beta > 0:
-            streams.append(self.operation(real, generator=branch(generator)))
+            streams.append(self.operation(real, generator=nda_generator))
             labels.append(batch["label"])
         shown = [self._augmented(stream, generator) for stream in streams]
         # One sigma a turn: only its first batch moves the estimate.
@@ -245,12 +247,15 @@ class GanMethod(nn.Module):
     ) -> Tensor:
         """The gradient penalty between real images and what the critic faces: alpha of it fakes."""
         fake, real, *broken = shown
-        other, of_real = fake, labels[1]
+        mix = torch.rand(len(real), generator=generator).to(real.device)
+        other = fake
         if broken:
             chosen = torch.rand(len(real), generator=generator) < alpha
             other = torch.where(_column(chosen, real), fake, broken[0])
-        mix = torch.rand(len(real), generator=generator).to(real.device)
-        return gradient_penalty(lambda between: self._judge(between, of_real), real, other, mix)
+        discriminator = self.gan.discriminator
+        with frozen_power_iteration(discriminator):
+            # Not by a call: what torch.compile makes of a module has no second derivative.
+            return gradient_penalty(lambda x: discriminator.forward(x, labels[1]), real, other, mix)
 
     # What the discriminator is shown
 

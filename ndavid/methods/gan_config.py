@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ndavid import nda
 from ndavid.errors import ConfigError
 from ndavid.losses.adversarial import Objective
+from ndavid.methods.diff_augment import Policy
 from ndavid.nda.base import NegativeAugmentation
-
-Policy = Literal["color", "translation", "cutout"]
 
 
 class Weights(NamedTuple):
@@ -32,7 +31,7 @@ class GanNdaConfig:
     alpha: float = 0.25
     """Weight of generated images while broken ones are used (1 while they are not)."""
     beta: float = 0.75
-    """Weight of broken images."""
+    """Weight of broken images; at 0 the GAN is the plain one."""
     curriculum_steps: int = 0
     """Steps at the start that train the plain GAN."""
 
@@ -48,7 +47,7 @@ class GanNdaConfig:
 
     def weights_at(self, step: int) -> Weights:
         """The weights at a step, counted from 0."""
-        on = bool(self.spec.strip()) and step >= self.curriculum_steps
+        on = bool(self.spec.strip()) and self.beta > 0 and step >= self.curriculum_steps
         return Weights(self.alpha, self.beta) if on else Weights(1.0, 0.0)
 
 

@@ -590,3 +590,12 @@ def test_impossible_evaluation_sizes() -> None:
         image_eval_transform(40, resize=32)
     with pytest.raises(ConfigError, match="does not fit"):
         image_eval_transform(0)
+
+
+def test_hidden_folders_and_links_that_lead_back_are_left_out(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"kept": 2, ".thumbnails": 3})
+    (tmp_path / "kept" / "deeper").mkdir()
+    (tmp_path / "kept" / "deeper" / "up").symlink_to(tmp_path, target_is_directory=True)
+    elsewhere = write_tree(tmp_path.parent / f"{tmp_path.name}_elsewhere", {"more": 1})
+    (tmp_path / "link").symlink_to(elsewhere, target_is_directory=True)
+    assert len(open_images(flat_config(tmp_path, split=""))) == 3

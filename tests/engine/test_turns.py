@@ -105,6 +105,12 @@ def test_only_the_player_whose_turn_it_is_takes_gradients(tmp_path: Path) -> Non
         assert (up, down) == ((True, False) if who == "up" else (False, True))
 
 
+def test_all_parameters_take_gradients_again_after_the_run(tmp_path: Path) -> None:
+    method = make()
+    run(method, tmp_path)
+    assert all(parameter.requires_grad for parameter in method.parameters())
+
+
 def test_the_steps_are_those_of_two_optimizers_by_hand(tmp_path: Path) -> None:
     method, by_hand = make(), make()
     run(method, tmp_path, max_steps=1)
@@ -141,7 +147,7 @@ def test_accumulation_gives_each_turn_more_batches(tmp_path: Path) -> None:
 
 
 def test_a_step_that_an_epoch_does_not_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="accumulate_steps 5 times 2 batches a step is more"):
+    with pytest.raises(ConfigError, match=r"reads 10 batches .*accumulate_steps 5\), 20 samples, and there are 16"):
         run(make(), tmp_path, accumulate_steps=5)
 
 

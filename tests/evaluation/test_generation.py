@@ -376,6 +376,10 @@ def test_the_inception_score_of_certain_and_of_uncertain_predictions() -> None:
             {"generated": ImageDataConfig(root="b"), "classifier": "c", "choose": "best"},
             "files have none",
         ),
+        (
+            {"checkpoint": "a", "classifier": "c", "choose": "best", "choose_split": "test"},
+            "choose by train",
+        ),
     ],
 )
 def test_a_config_that_names_too_little_or_too_much(

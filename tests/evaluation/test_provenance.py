@@ -105,3 +105,25 @@ def test_sets_of_some_classes_share_images_where_a_class_is_in_both(
     config = ImageDataConfig(source="cifar10", split="train", classes=tested)
     of_run = {"source": "cifar10", "split": "train", "classes": trained}
     assert share_images(config, of_run) == shared
+
+
+@pytest.mark.parametrize(
+    ("source", "tested", "trained", "shared"),
+    [
+        ("cifar10", "test", "train", False),
+        ("stl10", "train", "train+unlabeled", True),
+        ("stl10", "test", "train+unlabeled", False),
+        ("celeba", "test", "all", True),
+        ("flat", "test", "", True),
+        ("flat", "test", "train", False),
+        ("folder", "val", "train", False),
+    ],
+)
+def test_a_split_shares_images_with_one_that_holds_it(
+    tmp_path: Path, source: str, tested: str, trained: str, shared: bool
+) -> None:
+    for part in ("train", "test", "val"):
+        (tmp_path / part).mkdir()
+    config = ImageDataConfig(source=source, root=str(tmp_path), split=tested)  # type: ignore[arg-type]
+    of_run = {"source": source, "root": str(tmp_path), "split": trained, "augment_on": "device"}
+    assert share_images(config, of_run) == shared

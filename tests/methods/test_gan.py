@@ -196,7 +196,7 @@ def test_the_generator_stands_still_while_the_discriminator_learns() -> None:
 
 
 def test_nothing_broken_is_the_plain_gan_to_the_bit() -> None:
-    plain, off = make(), make({"spec": "jigsaw", "beta": 0.0, "alpha": 1.0})
+    plain, off = make(), make({"spec": "jigsaw", "beta": 0.0})
     early = make({"spec": "jigsaw", "curriculum_steps": 5})
     losses = [backward(m, deal(m, batches())[0][1], step=4)[0]["loss"] for m in (plain, off, early)]
     assert losses[0] == losses[1] == losses[2]
@@ -204,8 +204,17 @@ def test_nothing_broken_is_the_plain_gan_to_the_bit() -> None:
     assert "nda_logit" in late and late["loss"] != losses[0]
 
 
-def test_runs_with_and_without_nda_see_the_same_latents_and_flips(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("augment", "objective"),
+    [
+        ({"flip": True}, "hinge"),
+        ({"flip": True, "diffaugment": ["translation", "color"]}, "hinge"),
+        ({"every": "jigsaw"}, "hinge"),
+        ({"flip": True}, "wasserstein"),
+    ],
+)
+def test_runs_with_and_without_nda_see_the_same_latents_and_draws(
+    monkeypatch: pytest.MonkeyPatch, augment: dict[str, Any], objective: str
 ) -> None:
     seen: list[list[Tensor]] = []
 
@@ -216,7 +225,7 @@ def test_runs_with_and_without_nda_see_the_same_latents_and_flips(
     original = gan_module.discriminator_loss
     monkeypatch.setattr(gan_module, "discriminator_loss", keep)
     for spec in ("", "jigsaw"):
-        method = make({"spec": spec}, augment={"flip": True})
+        method = make({"spec": spec}, {"objective": objective}, augment)
         backward(method, deal(method, batches(size=8))[0][1])
     for plain, with_nda in zip(*seen, strict=True):
         torch.testing.assert_close(plain, with_nda)
@@ -310,6 +319,18 @@ def test_the_gradient_penalty_pulls_the_slope_towards_one() -> None:
         penalties += [output["gradient_penalty"] for output in backward(method, own)]
         optimizer.step()
     assert penalties[-1] < 0.5 * penalties[0]
+
+
+def test_the_gradient_penalty_passes_a_compiled_discriminator_by() -> None:
+    options: dict[str, Any] = {
+        "nda": {"spec": "jigsaw"},
+        "adversarial": {"objective": "wasserstein", "discriminator_steps": 1},
+    }
+    plain, compiled = make(**options), make(**options)
+    compiled.gan.discriminator.compile(backend="aot_eager")
+    losses = [backward(m, deal(m, batches(1))[0][1])[0]["loss"] for m in (plain, compiled)]
+    torch.testing.assert_close(losses[1], losses[0])
+    assert_near(gradients(compiled.gan.discriminator), gradients(plain.gan.discriminator))
 
 
 def test_labels_go_with_the_image_they_belong_to(monkeypatch: pytest.MonkeyPatch) -> None:
