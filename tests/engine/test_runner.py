@@ -459,7 +459,9 @@ def test_clipping_bounds_the_step_and_records_the_norm_before_it(
 def test_an_epoch_shorter_than_one_accumulation_is_refused(
     toy: ModuleType, toy_config: Make
 ) -> None:
-    with pytest.raises(ConfigError, match=r"accumulate_steps 11\), 44 samples, and there are 43: lower run.batch_size"):
+    with pytest.raises(
+        ConfigError, match=r"11\), 44 samples, and there are 43: lower run.batch_size"
+    ):
         toy.train(toy_config(optim={"accumulate_steps": 11}))
 
 

@@ -147,7 +147,8 @@ def test_accumulation_gives_each_turn_more_batches(tmp_path: Path) -> None:
 
 
 def test_a_step_that_an_epoch_does_not_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"reads 10 batches .*accumulate_steps 5\), 20 samples, and there are 16"):
+    message = r"reads 10 batches .*accumulate_steps 5\), 20 samples, and there are 16"
+    with pytest.raises(ConfigError, match=message):
         run(make(), tmp_path, accumulate_steps=5)
 
 
