@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,13 +32,16 @@ def histogram_figure(known: Tensor, others: Mapping[str, Tensor], label: str) ->
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.6))
         axes = figure.add_subplot()
-        axes.hist(_inside(known, edges), edges, density=True, color=PALETTE[0], alpha=0.35)
-        colours = _shades(len(others))
-        for colour, scores in zip(colours, others.values(), strict=True):
-            axes.hist(
+        filled = axes.hist(_inside(known, edges), edges, density=True, color=PALETTE[0], alpha=0.35)
+        handles: list[Any] = [filled[2]]
+        for colour, scores in zip(_shades(len(others)), others.values(), strict=True):
+            outline = axes.hist(
                 _inside(scores, edges), edges, density=True, histtype="step", color=colour, lw=1.6
             )
-        axes.legend(["known", *others], loc="upper left", bbox_to_anchor=(1, 1))
+            handles.append(outline[2])
+        # Named one by one: left to itself, a legend has outlines before what is filled.
+        handles = [handle[0] for handle in handles]
+        axes.legend(handles, ["known", *others], loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_xlabel(label)
         axes.set_ylabel("density")
         axes.set_yticks([])
