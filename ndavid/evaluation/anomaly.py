@@ -50,7 +50,6 @@ from ndavid.evaluation.generation_samples import at_most
 from ndavid.evaluation.image_views import (
     ImageViews,
     ImageViewsConfig,
-    chosen_classes,
     describe_images,
 )
 from ndavid.evaluation.intervals import Metric
@@ -82,8 +81,8 @@ class AnomalyConfig:
     data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(split="test"))
     """images of the GAN's own data that it was not trained on; the same classes"""
     others: list[str] = field(default_factory=list)
-    """other image sets, each SOURCE:KEY=VALUE,... with the keys of data, such as
-    svhn:root=data/svhn,split=test or flat:root=data/places365/val_256,split="""
+    """other image sets, each [NAME=]SOURCE:KEY=VALUE,... with the keys of data, such as
+    svhn:root=data/svhn,download=true or Places365=flat:root=data/places365/val_256,split="""
     cifar_c: str = ""
     """folder of CIFAR-10-C's .npy files; empty: corruptions are made here"""
     corruptions: list[str] = field(default_factory=list)
@@ -158,7 +157,6 @@ class _Columns:
         self.config = config
         size = loaded.gan.config.image_size
         # All that can be wrong with the config is found out before the first image is scored.
-        self.others = parse_others(config.others)
         self.operations = parse_operations(config.nda, size)
         self.views = ImageViewsConfig(
             size=size,
@@ -168,6 +166,10 @@ class _Columns:
             num_workers=config.num_workers,
         )
         self.corruptions = self._corruption_names()
+        self.others = {
+            name: self._some(open_images(data))
+            for name, data in parse_others(config.others).items()
+        }
         whole = open_images(dataclasses.replace(config.data, classes=[]))
         self.all_classes = whole.classes
         self.test = self._some(self._chosen(whole))
@@ -185,9 +187,8 @@ class _Columns:
     def scored(self) -> dict[str, _Scored]:
         """Returns the scores by column; those of the test images come first, as ``test``."""
         found = {"test": self._scored(ImageViews(self.test, self.views), "test images")}
-        for name, data in self.others.items():
-            dataset = ImageViews(self._some(open_images(data)), self.views)
-            found[name] = self._scored(dataset, name)
+        for name, source in self.others.items():
+            found[name] = self._scored(ImageViews(source, self.views), name)
         for spec, operation in self.operations.items():
             broken = BrokenImages(self.test, self.views, operation, self.config.seed)
             found[f"NDA {spec}"] = self._scored(broken, spec, copies=True)
@@ -383,7 +384,7 @@ def _notes(
         "FPR95 is better; AUPR of guessing is the anomalies' share of the images, which differs "
         "between sets.",
         f"Intervals: percentiles of {config.resamples} bootstrap resamples of the images; copies "
-        "are drawn with their originals. They know nothing of seeds.",
+        "are drawn with their originals, and n does not count them. They know nothing of seeds.",
     ]
     if config.max_images:
         notes.append(f"At most {config.max_images} images of each set, drawn from the seed.")
@@ -401,15 +402,7 @@ def _notes(
         )
     run_of_ours = training_run(config.checkpoint)
     if run_of_ours is not None:
-        if run_of_ours.nda:
-            notes.append(f"The discriminator was trained on {run_of_ours.nda} as negatives.")
-        trained_on = list(run_of_ours.data.get("classes", []))
-        if trained_on != config.data.classes:
-            words = chosen_classes(config.data) or "all"
-            notes.append(
-                f"The GAN was trained on the classes {', '.join(trained_on) or 'all'}, and is "
-                f"tested on {words}."
-            )
+        notes += run_of_ours.notes_on_operations() + run_of_ours.notes_on_classes(config.data)
     return notes
 
 

@@ -35,12 +35,14 @@ class Detection:
     Attributes:
         values: (3,) float64, as ``NAMES``.
         resampled: (R, 3) the same of each resample.
-        n: Images behind them.
+        known: Known images.
+        others: Images beside them; copies of the known ones are none.
     """
 
     values: Tensor
     resampled: Tensor
-    n: int
+    known: int
+    others: int
 
     def metrics(self) -> dict[str, Metric]:
         """Returns each number with its 95% interval."""
@@ -48,7 +50,7 @@ class Detection:
         low, high = torch.quantile(self.resampled, ends, dim=0).tolist()
         values = self.values.tolist()
         return {
-            name: Metric(values[place], self.n, low[place], high[place])
+            name: Metric(values[place], self.known + self.others, low[place], high[place])
             for place, name in enumerate(NAMES)
         }
 
@@ -99,7 +101,8 @@ class Bootstrap:
             )
         ]
         found = torch.cat(rows)
-        return Detection(found[0], found[1:], len(self.known) + len(anomalies))
+        others = len(anomalies) if copies_of is None else 0
+        return Detection(found[0], found[1:], len(self.known), others)
 
     def _draw(self, number: int) -> Tensor:
         """How often each of so many images is in each resample: (R, number), int16."""
@@ -111,7 +114,7 @@ class Bootstrap:
 
 
 def mean_of(columns: Sequence[Detection]) -> Detection:
-    """Returns the plain mean over columns that one ``Bootstrap`` compared; ``n`` is their sum.
+    """Returns the plain mean over columns that one ``Bootstrap`` compared.
 
     Raises:
         ValueError: Without columns.
@@ -121,7 +124,8 @@ def mean_of(columns: Sequence[Detection]) -> Detection:
     return Detection(
         torch.stack([column.values for column in columns]).mean(0),
         torch.stack([column.resampled for column in columns]).mean(0),
-        sum(column.n for column in columns),
+        columns[0].known,
+        sum(column.others for column in columns),
     )
 
 

@@ -36,7 +36,7 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import generator
 from ndavid.errors import CheckpointError, ConfigError
-from ndavid.evaluation.gan_sheets import settled, write_sheet
+from ndavid.evaluation.gan_sheets import write_sheet
 from ndavid.evaluation.generation_distances import (
     frechet,
     kernel_distance,
@@ -243,8 +243,7 @@ class _Evaluation:
         samples = self._samples(loaded, config.num_samples, "samples")
         kind = "averaged weights (EMA)" if loaded.ema else "weights as trained, not averaged"
         notes = [f"Samples of {checkpoint}, step {loaded.step}, {kind}."]
-        if self._saw_the_reference(config.checkpoint):
-            notes.append("The GAN was trained on the reference images.")
+        notes += self._notes_on_training(config.checkpoint, loaded.gan.config.image_size)
         return _Generated(
             features=samples.features(self.compute),
             sheet=samples.sheet(),
@@ -296,7 +295,7 @@ class _Evaluation:
 
     def _samples(self, loaded: LoadedGan, count: int, purpose: str) -> GanSamples:
         gan = loaded.gan
-        gan.generator = settled(gan.generator).to(self.device)
+        gan.generator = gan.generator.to(self.device)
         config = self.config
         return GanSamples(
             gan=gan,
@@ -308,10 +307,18 @@ class _Evaluation:
             device=self.device,
         )
 
-    def _saw_the_reference(self, checkpoint: str) -> bool:
-        """Whether the run of a checkpoint was trained on the split that is measured."""
-        trained_on = training_run(checkpoint)
-        return trained_on is not None and share_images(self.config.reference, trained_on.data)
+    def _notes_on_training(self, checkpoint: str, made_at: int) -> list[str]:
+        """What of a GAN's training a reader of its numbers must know."""
+        reference, size = self.config.reference, self.config.views.size
+        notes = []
+        if made_at != size:
+            notes.append(f"Images are made at {made_at} px and compared at {size} px.")
+        trained = training_run(checkpoint)
+        if trained is None:
+            return notes
+        if share_images(reference, trained.data):
+            notes.append("The GAN was trained on the reference images.")
+        return notes + trained.notes_on_operations() + trained.notes_on_classes(reference)
 
     # ---- images in files ------------------------------------------------------------------------
 
@@ -349,8 +356,13 @@ class _Evaluation:
             notes += space.notes
         if any(space.frechet == "fcd" for space in self.spaces):
             notes.append("fcd and kcd are no FID and KID: compare them in the same features only.")
-            if self._saw_the_reference(config.classifier):
+            classifier = training_run(config.classifier)
+            if classifier is not None and share_images(config.reference, classifier.data):
                 notes.append("The classifier was trained on the reference images.")
+        notes.append(
+            "The kernel distance is the mean over disjoint subsets of at most "
+            f"{config.subset_size} images a side, without bias."
+        )
         notes.append(
             f"Precision and recall: {config.k} neighbours, at most {config.manifold_samples} "
             "images a side. Intervals cover the choice of images, not the seed of the training; "

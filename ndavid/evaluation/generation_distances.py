@@ -11,6 +11,10 @@ Sources:
     Rippl, Munk and Sturm (2016), "Limit laws of the empirical Wasserstein distance: Gaussian
     distributions": the spread of the first, by its derivative.
 
+Differences from torch-fidelity and torchmetrics, whose values these are in the tests: intervals,
+which those don't have; and the kernel distance takes disjoint subsets, where theirs overlap and so
+don't tell how far their mean may be off.
+
 Everything is in float64: the Frechet distance is a small difference of large traces. The intervals
 cover the choice of images on both sides, not the training seed. None of the values but the second
 is free of bias: they may be compared at the same number of images only.

@@ -17,7 +17,7 @@ from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, dataset_
 from ndavid.methods.nda_config import NegativesConfig
 
 _SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
-_KEYS = ("root", "split", "class_list", "classes")
+_KEYS = ("root", "split", "class_list", "classes", "download")
 
 
 def parse_source(text: str) -> ImageDataConfig:
@@ -35,24 +35,37 @@ def parse_source(text: str) -> ImageDataConfig:
         if not given or key not in _KEYS:
             wanted = " or ".join(f"{known}=" for known in _KEYS)
             raise ConfigError(f"others: {text!r}: expected {wanted}, not {part!r}")
-        keys[key] = value.split("+") if key == "classes" else value
+        keys[key] = _value(key, value)
     if source not in _SOURCES:
         known = ", ".join(_SOURCES)
         raise ConfigError(f"others: {text!r}: its source must be one of {known}")
     return ImageDataConfig(**keys)
 
 
+def _value(key: str, text: str) -> str | bool | list[str]:
+    if key == "classes":
+        return text.split("+")
+    return text == "true" if key == "download" else text
+
+
 def parse_others(texts: list[str]) -> dict[str, ImageDataConfig]:
     """Returns the sets that ``parse_source`` reads, by the name of their column.
+
+    A set may be given its name: ``Places365=flat:root=val_256``.
 
     Raises:
         ConfigError: As ``parse_source``, or if one is named twice.
     """
     others = {}
-    for data in map(parse_source, texts):
-        name = f"{dataset_name(data)} {data.split} {'+'.join(data.classes)}".strip()
+    for text in texts:
+        head, _, keys = text.partition(":")
+        name, _, source = head.rpartition("=")
+        data = parse_source(f"{source}:{keys}")
+        name = name or f"{dataset_name(data)} {data.split} {'+'.join(data.classes)}".strip()
         if name in others:
-            raise ConfigError(f"others: name each set once, not {name} twice")
+            raise ConfigError(
+                f"others: two sets are called {name!r}; give them names: NAME=SOURCE:..."
+            )
         others[name] = data
     return others
 

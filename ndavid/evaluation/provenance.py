@@ -17,7 +17,7 @@ from ndavid.checkpoint_files import FOLDER
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.errors import CheckpointError, NdavidError
-from ndavid.evaluation.image_views import share_images
+from ndavid.evaluation.image_views import chosen_classes, share_images
 from ndavid.evaluation.report import Picture
 
 GALLERY_FILE = "negatives.png"
@@ -34,6 +34,8 @@ class TrainingRun:
     """keys that say what it was trained on: of a manifest, or of an ``ImageDataConfig``"""
     nda: str
     """spec of its negative augmentation; empty for none, or where it has no such thing"""
+    as_real: str = ""
+    """of a GAN: operations that its discriminator saw real images through"""
 
     @property
     def manifest(self) -> str:
@@ -49,6 +51,25 @@ class TrainingRun:
     def split(self) -> str:
         """The split it was trained on."""
         return str(self.data.get("split", "train"))
+
+    def notes_on_classes(self, tested: ImageDataConfig) -> list[str]:
+        """What a reader must know where a GAN is measured on other classes than it makes."""
+        trained_on = list(self.data.get("classes", []))
+        if trained_on == tested.classes:
+            return []
+        return [
+            f"The GAN was trained on the classes {', '.join(trained_on) or 'all'}, and is tested "
+            f"on {chosen_classes(tested) or 'all'}."
+        ]
+
+    def notes_on_operations(self) -> list[str]:
+        """Which operations its discriminator was shown, and as what."""
+        notes = []
+        if self.nda:
+            notes.append(f"The discriminator was trained on {self.nda} as negatives.")
+        if self.as_real:
+            notes.append(f"The discriminator was shown real images through {self.as_real}.")
+        return notes
 
     def describe(self) -> str:
         """Returns what it was trained on, in words; empty where its config does not say."""
@@ -99,12 +120,19 @@ def training_run(checkpoint: str) -> TrainingRun | None:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{config}: cannot be read: {error}") from error
     values = values if isinstance(values, Mapping) else {}
-    nda = values.get("nda", {})
+    as_real = [_word(values, "augment", key) for key in ("real", "every")]
     return TrainingRun(
         folder=run,
         data=_data_keys(values),
-        nda=str(nda.get("spec", "")) if isinstance(nda, Mapping) else "",
+        nda=_word(values, "nda", "spec"),
+        as_real=" and ".join(filter(None, as_real)),
     )
+
+
+def _word(values: Mapping[str, Any], section: str, key: str) -> str:
+    """What a config says under a key; empty where it does not."""
+    found = values.get(section, {})
+    return str(found.get(key, "")) if isinstance(found, Mapping) else ""
 
 
 def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
