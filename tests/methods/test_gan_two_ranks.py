@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import ranks
 import torch
@@ -20,6 +21,7 @@ from ndavid.methods.gan_config import AdversarialConfig, GanNdaConfig
 from ndavid.models.gan import GanConfig
 
 BATCH = 8
+SCRIPT = Path(__file__).with_name("gan_run.py")
 
 
 class SharedDraws(GanMethod):
@@ -77,6 +79,27 @@ def test_two_ranks_give_the_gradients_and_statistics_of_one(
         for found in two_ranks:
             error = (found[name].double() - exact.double()).norm()
             assert error < 1e-4 * exact.double().norm() + 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    output = tmp_path_factory.mktemp("alone") / "run"
+    processes.run(SCRIPT, [], output)
+    return torch.load(output / "rank0.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("number", "batch", "accumulate"), [(1, 4, 2), (2, 4, 1), (2, 2, 2)])
+def test_runs_end_alike_however_a_step_is_shared_out(
+    alone: dict[str, Tensor], tmp_path: Path, number: int, batch: int, accumulate: int
+) -> None:
+    output = tmp_path / "run"
+    options = [f"--run.batch_size={batch}", f"--optim.accumulate_steps={accumulate}"]
+    processes.run(SCRIPT, options, output, ranks=number)
+    ended = [torch.load(output / f"rank{k}.pt", weights_only=True) for k in range(number)]
+    for name, exact in alone.items():
+        for state in ended:
+            torch.testing.assert_close(state[name], exact, atol=1e-3, rtol=1e-3, msg=name)
+        assert torch.equal(ended[0][name], ended[-1][name]), name
 
 
 if __name__ == "__main__":
