@@ -39,6 +39,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/nda_ops.py --output runs/bench/nda_ops.json
 	$(BIN)/python benchmarks/loading.py --output runs/bench/loading.json
 	$(BIN)/python benchmarks/moco_step.py --output runs/bench/moco_step.json
+	$(BIN)/python benchmarks/gan_step.py --output runs/bench/gan_step.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
