@@ -38,6 +38,8 @@ RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
 
 _MAX_PER_CLASS_OPEN = 30
+# More numbers of one evaluation than fit side by side stand below each other.
+_MOST_COLUMNS = 6
 _OVERVIEW = {
     "top1": "top-1 accuracy",
     "R@1": "retrieval R@1",
@@ -116,6 +118,7 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
         lead=report.lead,
         overview=_overview(report.rows),
         tables=_tables(report.rows),
+        most_columns=_MOST_COLUMNS,
         curves=[
             {"title": group.title, "image": image}
             for group in report.curves

@@ -138,6 +138,22 @@ def test_the_page_is_whole_and_self_contained(runs: Path) -> None:
     assert "a note to read" in page.text and "run (10)" in page.text
 
 
+def test_many_numbers_of_one_evaluation_stand_below_each_other(tmp_path: Path) -> None:
+    many = result(60)
+    many.metrics = {f"AUROC set {k}": wilson(40 + k, 80) for k in range(7)}
+    few = result(60)
+    pages = [
+        Page(write_report(Report(title="t", rows=rows), tmp_path / "page.html").read_text())
+        for rows in (
+            [ReportRow(name="gan", result=many)],
+            [ReportRow(name="a", result=few), ReportRow(name="b", result=few)],
+        )
+    ]
+    assert "95% interval n AUROC set 0 % 50.0" in pages[0].text and not pages[0].open
+    assert "AUROC set 6 % 57.5" in pages[0].text and "chance % 50.0" in pages[0].text
+    assert "encoder task top1 %" in pages[1].text
+
+
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     row = ReportRow(name="<script>alert(1)</script>", result=result(40))
     text = write_report(Report(title="<b>&", rows=[row]), tmp_path / "report.html").read_text()
