@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from ndavid.evaluation.figures import FAINT, GRID, INK, PALETTE
+from ndavid.evaluation.figures import FAINT, INK, PALETTE, STYLE
 
 Array = NDArray[np.float64]
 
@@ -157,26 +157,11 @@ def _edges() -> Array:
     return np.append(LINE - half, LINE[-1] + half)
 
 
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
+_STYLE: dict[Any, Any] = STYLE | {
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#c3c9d0",
-    "axes.linewidth": 0.8,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
+    "axes.grid": False,
     "legend.fontsize": 9,
 }
 
