@@ -76,7 +76,8 @@ class TrainingRun:
         if self.manifest:
             return f"the {self.split} split of fold {self.fold} of {self.manifest}"
         if "source" in self.data:
-            return f"the {self.split} split of {self.data['source']} {self.data.get('root', '')}"
+            part = f"the {self.split} split" if self.split else "all"
+            return f"{part} of {self.data['source']} {self.data.get('root', '')}"
         return ""
 
 
