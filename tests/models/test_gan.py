@@ -271,12 +271,18 @@ def test_compiled_networks_agree_with_the_plain_ones(backend: str) -> None:
 
 
 def passes(gan: Gan, latents: Tensor, images: Tensor, labels: Tensor | None) -> list[Tensor]:
-    """What both networks say in turn, and gradients left behind."""
+    """What both networks say in turn, and gradients left behind.
+
+    As in training, a forward that moves singular vectors goes backward before the next one does.
+    """
     with torch.no_grad(), shared_spectral_norm(gan.discriminator):
         judged = [gan.discriminator(images, labels) for _ in range(2)]
+    moving = []
+    for _ in range(2):
+        moving.append(gan.discriminator(images, labels))
+        moving[-1].sum().backward()
     fake = gan.generator(latents, labels)
-    moving = [gan.discriminator(images, labels) for _ in range(2)]
     with frozen_power_iteration(gan.discriminator):
         again = gan.discriminator(fake, labels)
-    (again.sum() + moving[0].sum() + moving[1].sum()).backward()
-    return [*judged, *moving, fake, again]
+    again.sum().backward()
+    return [*judged, *(logits.detach() for logits in moving), fake, again]
