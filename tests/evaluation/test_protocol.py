@@ -29,7 +29,8 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     path = written.save(tmp_path / "new" / "result.json")
     assert load_result(path) == written
     assert os.listdir(path.parent) == ["result.json"]
-    assert set(json.loads(path.read_text())["metrics"]["top1"]) == {"value", "n", "low", "high"}
+    stored = json.loads(path.read_text())["metrics"]["top1"]
+    assert set(stored) == {"value", "n", "low", "high", "percent"}
 
 
 def test_the_mean_over_folds_keeps_each_fold() -> None:
