@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ def _leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     if dist.is_initialized():
+        # DDP, in what a run left in reference cycles, holds on to the group and its threads.
+        gc.collect()
         dist.destroy_process_group()
 
 
