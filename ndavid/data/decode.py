@@ -34,6 +34,7 @@ def open_reader(
     *,
     num_frames: int | None = None,
     verified: bool | None = None,
+    content: bytes | None = None,
 ) -> FrameReader:
     """A reader of the frames of `path`; close it, or use it in a `with`.
 
@@ -42,13 +43,16 @@ def open_reader(
         backend: "pyav", "decord", "torchcodec" or "frames".
         num_frames: how many frames `probe` counted, where known: PyAV can then jump to keyframes.
         verified: what `verify_backend` said of this file, where known; None to find out.
+        content: the file's bytes, where they are in memory, with its `num_frames`; for "pyav".
 
     Raises:
         DecodeError: the file is missing, empty, no video, or this backend would misread it.
-        ConfigError: there is no backend of that name.
+        ConfigError: there is no backend of that name, or it only reads files.
     """
     if backend == "pyav":
-        return PyAvReader(path, num_frames)
+        return PyAvReader(path, num_frames, content=content)
+    if content is not None:
+        raise ConfigError(f"backend {backend} reads files only; shards are decoded by pyav")
     if backend == "frames":
         return FrameFolderReader(path)
     if backend not in _TO_VERIFY:

@@ -48,7 +48,7 @@ def pack(source: ImageSource, *, quality: int | None) -> Packed:
     kept = 0
     for index in range(len(source)):
         try:
-            content, is_kept = _content(source, index, quality)
+            content, is_kept = image_file(source, index, quality)
         except DataError as error:
             bad.append((error.path, error.reason))
             continue
@@ -61,8 +61,12 @@ def pack(source: ImageSource, *, quality: int | None) -> Packed:
     return Packed(PackedSplit(files, labels), kept, tuple(bad))
 
 
-def _content(source: ImageSource, index: int, quality: int | None) -> tuple[bytes, bool]:
-    """The bytes to store, and whether they are a JPEG file's own."""
+def image_file(source: ImageSource, index: int, quality: int | None) -> tuple[bytes, bool]:
+    """The bytes to store for an image, and whether they are a JPEG file's own.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
     if not isinstance(source, (FileImages, EncodedImages)):
         return _encode(source.read(index), quality), False
     stored = source.content(index)

@@ -22,6 +22,7 @@ from ndavid.data.image_folders import open_flat, open_tree
 from ndavid.data.image_sources import ImageSource, MemoryImages
 from ndavid.data.image_subsets import class_subset
 from ndavid.data.seeded_dataset import OnError, SampleKey, SeededDataset
+from ndavid.data.shard_images import ShardImages, open_shards
 from ndavid.data.torchvision_images import open_torchvision
 from ndavid.data.transforms import ClipTransform
 from ndavid.errors import ConfigError, DataError
@@ -39,11 +40,14 @@ class ImageDataConfig:
         source: what `root` holds: one of torchvision's sets, a tree of class folders, images
             without classes (flat), or a packed archive.
         root: the set's folder, the tree, or the .npz file.
+        shards: instead of source and root, shards that `datasets/shard.py` wrote:
+            `path/{000000..000127}.tar`, local or a URL, or the folder that holds them.
         split: cifar: train, test; stl10: train, test, unlabeled, train+unlabeled; svhn: train,
             test, extra; dtd: train, val, test (of its first partition); celeba: train, valid,
             test, all; folder: the subfolder that holds the class folders, "" for root itself;
             flat: the subfolder that holds the images at any depth, "" for root itself, and so is
-            train where there is no such subfolder; packed: the prefix of the arrays.
+            train where there is no such subfolder; packed: the prefix of the arrays; shards: the
+            split they were written of.
         classes: names of the classes to take, labelled in this order; empty: all.
         class_list: text file with one class a line, in label order, to take only these (the first
             word counts: ImageNet-100 lists name the synset first); for folder.
@@ -54,6 +58,7 @@ class ImageDataConfig:
         "cifar10", "cifar100", "stl10", "svhn", "dtd", "celeba", "folder", "flat", "packed"
     ] = "cifar10"
     root: str = ""
+    shards: str = ""
     split: str = "train"
     classes: list[str] = field(default_factory=list)
     class_list: str = ""
@@ -68,6 +73,8 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
         DataError: data that is not there or is damaged; says what to do.
     """
     split = config.split if split is None else split
+    if config.shards:
+        return _open_shards(config, split)
     if not config.root:
         raise ConfigError("the images' root is empty; give the folder or archive that holds them")
     if config.class_list and config.source != "folder":
@@ -76,6 +83,15 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
         raise ConfigError("give the classes by name (classes) or in a file (class_list), not both")
     source = _open(config, split)
     return class_subset(source, config.classes) if config.classes else source
+
+
+def _open_shards(config: ImageDataConfig, split: str) -> ImageSource:
+    if config.classes or config.class_list:
+        raise ConfigError(
+            "shards have the classes they were written with: leave out classes and class_list "
+            "(datasets/shard.py takes --class-list)"
+        )
+    return open_shards(config.shards, split)
 
 
 def _open(config: ImageDataConfig, split: str) -> ImageSource:
@@ -117,6 +133,7 @@ class ImageDataset(SeededDataset):
         self.root = Path(source.origin)
         self.transform = transform
         self.on_error = on_error
+        self.store = source.store if isinstance(source, ShardImages) else None
 
     @property
     def digest(self) -> str:

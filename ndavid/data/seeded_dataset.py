@@ -8,6 +8,7 @@ it. An int alone asks for the deterministic sample: centred, and with its colour
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ndavid.data.shard_store import ShardStore
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import DataError
 
@@ -28,13 +30,19 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
     A sample holds its pixels under `pixel_key`, `label`, `index` (of what was read) and `bad`, the
     `(path, reason)` of files that could not be read. With `on_error="next"` the sample that follows
     stands in for one that cannot be read, so that batches keep their size on every rank; with
-    "raise" its DataError is raised.
+    "raise" its DataError is raised. Of samples in shards (`store`), the shard decides which follow.
     """
 
     pixel_key: ClassVar[str]
     unit: ClassVar[str]
     root: Path
     on_error: OnError
+    store: ShardStore | None = None
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...] | None:
+        """Samples in each shard, which the run's sampler keeps together; None for other data."""
+        return None if self.store is None else self.store.sizes
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -54,7 +62,7 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
     def _sample(self, index: int, seed: int | None) -> dict[str, Any]:
         count = len(self)
         bad: list[tuple[str, str]] = []
-        for current in ((index + k) % count for k in range(count)):
+        for current in self._candidates(index):
             # Each stand-in draws what it would have drawn itself.
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             try:
@@ -69,3 +77,11 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
         path, reason = bad[0]
         reason = f"none of the {count} {self.unit} can be read; {path}: {reason}"
         raise DataError(self.root, reason)
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The index asked for, then those that stand in for it."""
+        yield index
+        if self.store is not None:
+            yield from self.store.stand_ins(index)
+        else:
+            yield from ((index + k) % len(self) for k in range(1, len(self)))

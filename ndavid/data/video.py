@@ -22,6 +22,7 @@ from ndavid.data.decode import open_reader
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import ClipSampler, uniform_views
 from ndavid.data.seeded_dataset import OnError, SeededDataset
+from ndavid.data.shard_store import ShardStore
 from ndavid.data.transforms import ClipTransform
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError
@@ -35,14 +36,17 @@ class VideoDataConfig:
 
     Attributes:
         manifest: the manifest.csv that `datasets/prepare.py` wrote, or the folder that holds it.
-        fold: official split to use, from 1.
-        split: which part of it.
-        backend: "pyav", "decord", "torchcodec" or "frames".
+        shards: instead of the manifest, shards that `datasets/shard.py` wrote:
+            `path/{000000..000127}.tar`, local or a URL, or the folder that holds them.
+        fold: official split to use, from 1. Shards must have been written of it.
+        split: which part of it; of shards likewise.
+        backend: "pyav", "decord", "torchcodec" or "frames"; shards are for "pyav".
         frame_stride: every how many-th frame of the video is taken.
         short: what to do with videos shorter than a clip: start over, repeat the end, or drop.
     """
 
     manifest: str = ""
+    shards: str = ""
     fold: int = 1
     split: Literal["train", "test", "val"] = "train"
     backend: Literal["pyav", "decord", "torchcodec", "frames"] = "pyav"
@@ -66,6 +70,7 @@ class _RecordedClips:
         root: str | os.PathLike[str],
         sampler: ClipSampler,
         backend: str,
+        store: ShardStore | None = None,
     ) -> None:
         if not records:
             raise DataError(root, "no clips to read: the selection is empty")
@@ -73,6 +78,7 @@ class _RecordedClips:
         self.root = Path(root)
         self.sampler = sampler
         self.backend = backend
+        self.store = store
 
     @cached_property
     def digest(self) -> str:
@@ -85,6 +91,8 @@ class _RecordedClips:
         for record in self.records:
             line = json.dumps([record.path, record.label, record.num_frames])
             digest.update(f"{line}\n".encode())
+        if self.store is not None:
+            digest.update(json.dumps(self.store.sizes).encode())  # they decide the order
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -93,22 +101,26 @@ class _RecordedClips:
     def _label(self, index: int) -> int:
         return self.records[index].label
 
-    def _read(self, record: ClipRecord, indices: Tensor) -> Tensor:
+    def _read(self, index: int, indices: Tensor) -> Tensor:
         """Frames uint8 (T, C, H, W), with the help of what the manifest knows about the clip."""
+        record = self.records[index]
         verified = record.decord_ok if self.backend == "decord" else None
-        path = self.root / record.path
+        path: str | Path = self.root / record.path
+        content = None
+        if self.store is not None:
+            path, content = self.store.name(index), self.store.content(index)
         with open_reader(
-            path, self.backend, num_frames=record.num_frames, verified=verified
+            path, self.backend, num_frames=record.num_frames, verified=verified, content=content
         ) as reader:
             return reader.read(indices)
 
-    def _read_views(self, record: ClipRecord, views: Tensor) -> Iterator[Tensor]:
+    def _read_views(self, index: int, views: Tensor) -> Iterator[Tensor]:
         """The frames (T, C, H, W) of each row of indices (V, T).
 
         Views overlap: every frame is decoded and converted once, then views pick.
         """
         unique, place = torch.unique(views, return_inverse=True)
-        frames = self._read(record, unique)
+        frames = self._read(index, unique)
         return (frames[view] for view in place)
 
 
@@ -127,6 +139,8 @@ class ClipDataset(_RecordedClips, SeededDataset):
         backend: who decodes.
         on_error: "raise", or "next": the clip that follows stands in for one that cannot be read,
             so that batches keep their size on every rank; `bad` tells.
+        store: the shards that hold the clips, in the order of `records`; None for files below
+            `root`.
     """
 
     pixel_key = "video"
@@ -141,14 +155,15 @@ class ClipDataset(_RecordedClips, SeededDataset):
         *,
         backend: str = "pyav",
         on_error: OnError = "raise",
+        store: ShardStore | None = None,
     ) -> None:
-        super().__init__(records, root, sampler, backend)
+        super().__init__(records, root, sampler, backend, store)
         self.transform = transform
         self.on_error = on_error
 
     def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
-        record = self.records[index]
-        frames = self._read(record, self.sampler.sample(record.num_frames, generator))
+        num_frames = self.records[index].num_frames
+        frames = self._read(index, self.sampler.sample(num_frames, generator))
         return self._clip(frames, generator)
 
     def _clip(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -178,10 +193,13 @@ class MultiViewClips(ClipDataset):
         same_frames: bool = False,
         backend: str = "pyav",
         on_error: OnError = "raise",
+        store: ShardStore | None = None,
     ) -> None:
         if num_views < 1:
             raise ConfigError(f"num_views must be at least 1, got {num_views}")
-        super().__init__(records, root, sampler, transform, backend=backend, on_error=on_error)
+        super().__init__(
+            records, root, sampler, transform, backend=backend, on_error=on_error, store=store
+        )
         self.num_views = num_views
         self.same_frames = same_frames
 
@@ -190,7 +208,7 @@ class MultiViewClips(ClipDataset):
         draws = 1 if self.same_frames else self.num_views
         starts = [self.sampler.sample(record.num_frames, generator) for _ in range(draws)]
         indices = torch.stack(starts).expand(self.num_views, -1)
-        views = self._read_views(record, indices)
+        views = self._read_views(index, indices)
         return torch.stack([self._clip(frames, generator) for frames in views])
 
 
@@ -222,16 +240,17 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"label": self._label(index), "index": index, "bad": []}
         with data_errors_leave_workers():
             try:
-                sample["video"] = self._views(self.records[index])
+                sample["video"] = self._views(index)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
                 sample["bad"].append((error.path, error.reason))
         return sample
 
-    def _views(self, record: ClipRecord) -> Tensor:
-        indices = uniform_views(self.sampler, record.num_frames, self.num_views)
-        views = torch.cat([self.eval_transform(view) for view in self._read_views(record, indices)])
+    def _views(self, index: int) -> Tensor:
+        num_frames = self.records[index].num_frames
+        indices = uniform_views(self.sampler, num_frames, self.num_views)
+        views = torch.cat([self.eval_transform(view) for view in self._read_views(index, indices)])
         return views.transpose(1, 2).contiguous()
 
 

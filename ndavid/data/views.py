@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ndavid.data.batch_augment import BatchAugment
+from ndavid.data.clip_sets import open_clips
 from ndavid.data.image_sources import MemoryImages
 from ndavid.data.images import (
     ImageDataConfig,
@@ -21,8 +22,7 @@ from ndavid.data.images import (
     image_eval_transform,
     open_images,
 )
-from ndavid.data.manifest import read_manifest
-from ndavid.data.sampling import DenseClip, usable
+from ndavid.data.sampling import DenseClip
 from ndavid.data.seeded_dataset import SeededDataset
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, MultiViewClips, VideoDataConfig
@@ -34,9 +34,9 @@ class ViewsDataConfig:
     """Images or videos, of which exactly one must be named, and where their views are made."""
 
     images: ImageDataConfig = field(default_factory=ImageDataConfig)
-    """the image set (root)"""
+    """the image set (root), or its shards"""
     video: VideoDataConfig = field(default_factory=VideoDataConfig)
-    """the prepared videos (manifest)"""
+    """the prepared videos (manifest), or their shards"""
     num_frames: int = 16
     """frames a clip"""
     same_frames: bool = False
@@ -74,12 +74,14 @@ def open_views(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
             device of what does not live in memory.
         DataError: nothing to read, or damaged files.
     """
-    if bool(config.images.root) == bool(config.video.manifest):
+    images = bool(config.images.root or config.images.shards)
+    if images == bool(config.video.manifest or config.video.shards):
         raise ConfigError(
             "name what to train on: data.images.root (a folder or archive of images) or "
-            "data.video.manifest (the folder datasets/prepare.py wrote), and only one of them"
+            "data.video.manifest (the folder datasets/prepare.py wrote), or the shards of either, "
+            "and only one of them"
         )
-    if config.images.root:
+    if images:
         return _of_images(config, augment, num_views)
     return _of_videos(config, augment, num_views)
 
@@ -109,28 +111,28 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
     if config.augment_on == "device":
         raise ConfigError("data.augment_on: device is for images; videos differ in size")
     video = config.video
-    manifest = read_manifest(video.manifest)
     sampler = DenseClip(config.num_frames, video.frame_stride, video.short)
-    records, short = usable(manifest.select(video.split, video.fold), sampler)
+    clips = open_clips(video, sampler)
+    transform = train_transform(augment)
     dataset = MultiViewClips(
-        records,
-        manifest.root,
+        clips.records,
+        clips.root,
         sampler,
-        train_transform(augment),
+        transform,
         num_views,
         same_frames=config.same_frames,
         backend=video.backend,
         on_error="next",
+        store=clips.store,
     )
     plain = ClipDataset(
-        records, manifest.root, sampler, train_transform(augment), backend=video.backend
+        clips.records, clips.root, sampler, transform, backend=video.backend, store=clips.store
     )
     return TrainingViews(
         dataset=dataset,
         augment=None,
         plain=plain,
-        labels=torch.tensor([record.label for record in records]),
-        groups=tuple(record.group for record in records),
-        summary=f"{len(records)} clips to train on, {short.num_short} shorter than "
-        f"{sampler.span} frames ({short.policy})",
+        labels=torch.tensor([record.label for record in clips.records]),
+        groups=tuple(record.group for record in clips.records),
+        summary=clips.summary,
     )

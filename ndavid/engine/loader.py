@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ndavid.engine.sampler import EpochSampler, Key
+from ndavid.engine.shard_sampler import ShardSampler
 from ndavid.engine.signals import ignore_in_worker
 from ndavid.errors import NdavidError, TrainingError
 
@@ -62,6 +63,41 @@ class _GuardedCollate:
     def __call__(self, samples: list[Any]) -> dict[str, Any] | NdavidError:
         errors = [sample for sample in samples if isinstance(sample, NdavidError)]
         return errors[0] if errors else self.collate(samples)
+
+
+def build_sampler(
+    dataset: KeyedDataset,
+    batch_size: int,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+) -> EpochSampler:
+    """The sampler that suits a dataset: by shards where it has ``shard_sizes``.
+
+    Args:
+        dataset: its ``shard_sizes``, if not None, are the samples in each shard, in order.
+        batch_size: samples a batch on each rank.
+        seed: the run's seed.
+        rank: this process's index.
+        world_size: number of processes.
+        num_workers: data loading processes a rank; 0 where this one loads.
+
+    Raises:
+        ConfigError: too few samples or shards.
+    """
+    sizes = getattr(dataset, "shard_sizes", None)
+    if sizes is None:
+        return EpochSampler(len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size)
+    return ShardSampler(
+        sizes,
+        batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        readers=max(1, num_workers),
+    )
 
 
 def build_loader(

@@ -35,6 +35,7 @@ FREE_NAMES = ("output",)
 PLACES = (
     *("data.manifest", "manifest", "checkpoint"),
     *("data.images.root", "data.video.manifest", "data.root"),
+    *("data.shards", "data.images.shards", "data.video.shards"),
 )
 
 
@@ -141,7 +142,7 @@ def check_same_position(
     Args:
         checkpoint_path: named in the message.
         saved: the checkpoint's state.
-        now: world_size and num_samples of this run.
+        now: world_size and num_samples of this run; with shards, num_workers too.
 
     Raises:
         CheckpointError: one of them differs.

@@ -43,13 +43,20 @@ from ndavid.engine.distributed import (
     share_buffers,
 )
 from ndavid.engine.finite import FiniteWatch, check_parameters
-from ndavid.engine.loader import Collate, KeyedDataset, batches, build_loader, to_device
+from ndavid.engine.loader import (
+    Collate,
+    KeyedDataset,
+    batches,
+    build_loader,
+    build_sampler,
+    to_device,
+)
 from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.optim import OptimConfig, lr_factor, set_lr
 from ndavid.engine.records import StepRecords
 from ndavid.engine.rng import derive_seed, generator
-from ndavid.engine.sampler import EpochSampler
+from ndavid.engine.shard_sampler import ShardSampler
 from ndavid.engine.signals import StopSignal, leave
 from ndavid.engine.tracking import Tracker, other_trackers, say
 from ndavid.engine.turns import (
@@ -190,7 +197,8 @@ def fit(
     Args:
         method: see the module's docstring; it ends trained, on the run's device.
         dataset: map-style, read by (index, seed) keys. A string ``digest`` of what it reads, if it
-            has one, is compared on resume, and lets a dataset that was moved go on.
+            has one, is compared on resume, and lets a dataset that was moved go on. One that lies
+            in shards has their sizes in ``shard_sizes`` (shard_sampler.py).
         run: length, place and bookkeeping.
         optim: optimizer and schedule.
         config_yaml: the whole resolved config, kept in the folder and compared on resume.
@@ -290,8 +298,13 @@ class _Loop:
         """Builds the loader and, from its length, the number of steps."""
         run, accumulate = self.run, self.optim.accumulate_steps
         self.batches_per_step = accumulate * batches_per_step(self.method)
-        self.sampler = EpochSampler(
-            len(dataset), run.batch_size, seed=run.seed, rank=rank(), world_size=world_size()
+        self.sampler = build_sampler(
+            dataset,
+            run.batch_size,
+            seed=run.seed,
+            rank=rank(),
+            world_size=world_size(),
+            num_workers=run.num_workers,
         )
         self.loader = build_loader(
             dataset,
@@ -309,6 +322,8 @@ class _Loop:
                 f"{accumulate}), {needed} samples, and there are {len(dataset)}: lower "
                 "run.batch_size or how many batches a step reads"
             )
+        if isinstance(self.sampler, ShardSampler) and self.is_main:
+            say(self.sampler.summary(self.steps_per_epoch * self.batches_per_step))
         self.total_steps = run.epochs * self.steps_per_epoch
         if run.max_steps is not None:
             self.total_steps = min(self.total_steps, run.max_steps)
@@ -371,7 +386,11 @@ class _Loop:
 
     def _data_order(self) -> dict[str, int]:
         """What the order of the data depends on beside the config."""
-        return {"world_size": world_size(), "num_samples": self.sampler.num_samples}
+        order = {"world_size": world_size(), "num_samples": self.sampler.num_samples}
+        if isinstance(self.sampler, ShardSampler):
+            # No worker and one are one reader.
+            order["num_workers"] = self.sampler.readers
+        return order
 
     # The loop
 

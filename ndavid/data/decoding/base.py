@@ -105,6 +105,17 @@ def check_file(path: str | os.PathLike[str], backend: str) -> str:
     return os.fspath(path)
 
 
+def check_content(path: str | os.PathLike[str], content: bytes, backend: str) -> str:
+    """The name of a file in memory as text, once there is something in it.
+
+    Raises:
+        DecodeError: it is empty.
+    """
+    if not content:
+        raise DecodeError(path, backend, "the file is empty (0 bytes)")
+    return os.fspath(path)
+
+
 def scatter_rows(rows: Tensor, held: list[int], wanted: list[int]) -> Tensor:
     """Row k of `rows` is frame `held[k]`; returns the frames `wanted`, in that order."""
     if held == wanted:

@@ -14,8 +14,10 @@ What real files taught (tests/data/test_decode.py holds each of these):
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -27,7 +29,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ndavid.data.decoding.base import VideoInfo, check_file, checked_indices
+from ndavid.data.decoding.base import VideoInfo, check_content, check_file, checked_indices
 from ndavid.data.decoding.seeking import SeekPlan, plan_seeks
 from ndavid.data.decoding.truncation import missing_bytes, missing_frames
 from ndavid.errors import DecodeError
@@ -52,17 +54,31 @@ class PyAvReader:
         num_frames: how many frames decode, where that is known from an earlier `probe`. With it,
             a file in which jumping to a keyframe provably lands on the right frame is not decoded
             from the start (seeking.py has the proof's terms).
+        content: the file's bytes, where they are in memory; `path` then only names them, and
+            `num_frames` must be given.
     """
 
     backend = BACKEND
 
-    def __init__(self, path: str | os.PathLike[str], num_frames: int | None = None) -> None:
-        self.path = check_file(path, BACKEND)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        num_frames: int | None = None,
+        *,
+        content: bytes | None = None,
+    ) -> None:
+        if content is None:
+            self.path = check_file(path, BACKEND)
+        else:
+            self.path = check_content(path, content, BACKEND)
+            if num_frames is None:
+                raise ValueError("num_frames must be given with content")
+        self._content = content
         self._num_frames = num_frames
         self._seeks: SeekPlan | None = None
         self._may_seek = num_frames is not None
         self._converter = VideoReformatter()
-        self._container, self._stream = _open(self.path)
+        self._container, self._stream = _open(self.path, self._video())
         self._start_over()
         first = self._current
         self._turns = _quarter_turns(first)
@@ -106,11 +122,15 @@ class PyAvReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _video(self) -> str | BinaryIO:
+        """What FFmpeg opens. Bytes keep the file's name: its suffix helps to guess the format."""
+        return self.path if self._content is None else _NamedBytes(self._content, self.path)
+
     def _start_over(self) -> None:
         """Makes frame 0 the current one, decoding from the file's start."""
         if hasattr(self, "_frames"):
             self.close()
-            self._container, self._stream = _open(self.path)
+            self._container, self._stream = _open(self.path, self._video())
         self._frames = self._container.decode(self._stream)
         self._position = -1
         self._step()
@@ -147,7 +167,7 @@ class PyAvReader:
     def _jump_towards(self, index: int) -> None:
         """Moves on to the last keyframe at or before `index`, if that is provably frame-exact."""
         if self._seeks is None:
-            self._seeks = plan_seeks(self.path, self._stream.index, self._num_frames or 0)
+            self._seeks = plan_seeks(self._video(), self._stream.index, self._num_frames or 0)
         target = self._seeks.keyframe_before(index)
         if target is None or target.index <= self._position:
             return
@@ -178,6 +198,14 @@ class PyAvReader:
                 f"{picture.shape[1]}x{picture.shape[0]} at frame {self._position}",
             )
         return picture
+
+
+class _NamedBytes(io.BytesIO):
+    """Bytes under a name, which PyAV hands on to FFmpeg."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -225,10 +253,13 @@ def first_video_stream(path: str | os.PathLike[str]) -> int:
         return stream.index
 
 
-def _open(path: str) -> tuple[InputContainer, VideoStream]:
-    """(container, its first video stream), set to decode on the calling thread alone."""
+def _open(path: str, video: str | BinaryIO | None = None) -> tuple[InputContainer, VideoStream]:
+    """(container, its first video stream), set to decode on the calling thread alone.
+
+    Opens `video` if given; errors name `path`.
+    """
     with _as_decode_error(path, "not a video that FFmpeg can open"):
-        container = av.open(path, metadata_errors="replace")
+        container = av.open(video or path, "r", metadata_errors="replace")
         streams = _video_streams(container)
         if not streams:
             container.close()

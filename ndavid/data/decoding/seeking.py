@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import av
 from av.packet import Packet
@@ -46,16 +47,16 @@ class SeekPlan:
 NO_SEEKS = SeekPlan(())
 
 
-def plan_seeks(path: str, stream_index: int, num_frames: int) -> SeekPlan:
+def plan_seeks(video: str | BinaryIO, stream_index: int, num_frames: int) -> SeekPlan:
     """Reads the packets of a stream, decoding none, and finds the keyframes to jump to.
 
     Args:
-        path: the video.
+        video: its path, or its content.
         stream_index: its stream, among all streams of the file.
         num_frames: frames that decode from the start, as `probe` counted them.
     """
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with av.open(video, metadata_errors="replace") as container:
             stream = container.streams[stream_index]
             if "mp4" not in container.format.name or stream.codec_context.name != "h264":
                 return NO_SEEKS

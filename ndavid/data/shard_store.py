@@ -1,0 +1,136 @@
+"""Samples out of shards: a shard is read whole, once, from its start to its end, and kept.
+
+A shard that is half there gives what it gives. What it lacks is an error of those samples alone,
+and others of the same shard stand in for them, so that no reader opens a shard of another's; only a
+shard of which nothing can be read makes its reader go to the next one.
+
+One shard a process is in memory at a time: its size on disk, times the loading processes.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from webdataset.tariterators import base_plus_ext, tar_file_iterator
+
+from ndavid.data.shard_index import LocatedShards, member_key
+from ndavid.data.shard_urls import STREAM_ERRORS, describe, open_url
+from ndavid.errors import DataError
+
+
+@dataclass(frozen=True)
+class ShardContents:
+    """What could be read of a shard.
+
+    Attributes:
+        members: the files' bytes, by key.
+        problem: why it is not whole, empty where nothing went wrong.
+    """
+
+    members: dict[str, bytes]
+    problem: str
+
+
+def read_shard(url: str) -> ShardContents:
+    """Reads a tar to its end, or as far as it can be read; never raises for a bad one."""
+    members: dict[str, bytes] = {}
+    try:
+        with open_url(url) as stream:
+            for member in tar_file_iterator(stream):
+                key, suffix = base_plus_ext(member["fname"])
+                # Beside each sample lie its facts, which the index knows as well.
+                if key is not None and suffix != "json":
+                    members[key] = member["data"]
+    except STREAM_ERRORS as error:
+        return ShardContents(members, describe(error))
+    return ShardContents(members, "")
+
+
+class ShardStore:
+    """The bytes of samples by the index that a dataset gives them: shard after shard.
+
+    Args:
+        located: the shards.
+        kept: positions of the samples that the dataset has, among all of these shards; ascending.
+            None for all.
+    """
+
+    def __init__(self, located: LocatedShards, kept: Sequence[int] | None = None) -> None:
+        self.origin = located.origin
+        self._urls = located.urls
+        self._files = [entry.file for entry in located.index.shards]
+        counts = [len(entry.samples) for entry in located.index.shards]
+        # Arrays, not lists: worker processes would copy these for their reference counts.
+        shards = np.repeat(np.arange(len(counts)), counts)
+        places = np.concatenate([np.arange(count) for count in counts])
+        names = np.array(
+            [str(sample[0]).encode() for entry in located.index.shards for sample in entry.samples]
+        )
+        chosen = slice(None) if kept is None else np.asarray(kept, dtype=np.int64)
+        self._shards, self._places, self._names = shards[chosen], places[chosen], names[chosen]
+        self.sizes = tuple(np.bincount(self._shards, minlength=len(counts)).tolist())
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._open: tuple[int, ShardContents] | None = None
+        self._empty: dict[int, ShardContents] = {}
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def name(self, index: int) -> str:
+        """What errors call the sample: its shard, and its path in the source."""
+        return f"{self._urls[self._shards[index]]}/{self._names[index].decode()}"
+
+    def content(self, index: int) -> bytes:
+        """The sample's file. Raises DataError where its shard does not give it."""
+        contents = self._read(int(self._shards[index]))
+        content = contents.members.get(self._key(index))
+        if content is None:
+            problem = f" ({contents.problem})" if contents.problem else ""
+            what = "lacks it" if contents.members else "gives nothing"
+            raise DataError(self.name(index), f"its shard {what}{problem}")
+        return content
+
+    def stand_ins(self, index: int) -> Iterator[int]:
+        """Indices of samples that are there, in the order in which they may stand in for one.
+
+        They begin with those of its own shard that follow it, so that the many that a shard lacks
+        do not all get the same one.
+        """
+        shard, count = int(self._shards[index]), len(self.sizes)
+        place = index - int(self._starts[shard])
+        for current in ((shard + k) % count for k in range(count)):
+            present = self._present(current)
+            if not present:
+                continue
+            first = place % len(present)
+            if current == shard:
+                whole = len(present) == self.sizes[shard]
+                first = bisect.bisect_right(present, index) if whole else first
+            yield from (i for i in [*present[first:], *present[:first]] if i != index)
+
+    def _present(self, shard: int) -> list[int]:
+        """Indices of the samples that a shard gives."""
+        if not self.sizes[shard]:
+            return []
+        members = self._read(shard).members
+        indices = range(int(self._starts[shard]), int(self._starts[shard + 1]))
+        return [index for index in indices if self._key(index) in members]
+
+    def _key(self, index: int) -> str:
+        return member_key(self._files[self._shards[index]], int(self._places[index]))
+
+    def _read(self, shard: int) -> ShardContents:
+        if shard in self._empty:
+            return self._empty[shard]
+        if self._open is None or self._open[0] != shard:
+            self._open = None  # before the next one comes in
+            contents = read_shard(self._urls[shard])
+            if not contents.members:
+                # Remembered, so that a dead server is not asked once a sample.
+                self._empty[shard] = contents
+                return contents
+            self._open = (shard, contents)
+        return self._open[1]

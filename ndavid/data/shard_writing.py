@@ -1,0 +1,258 @@
+"""Writing shards: WebDataset tars of nearly equal numbers of samples, in a random order.
+
+Batches come from one shard or two, so the classes must be mixed before; and readers of equal shares
+need shards of equal size. The index is written last: a folder without one is no set of shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from ndavid.data.image_packing import image_file
+from ndavid.data.image_sources import ImageSource
+from ndavid.data.manifest import ClipRecord
+from ndavid.data.shard_index import FIELDS, Kind, ShardEntry, ShardIndex, member_key, parse_index
+from ndavid.data.shard_store import read_shard
+from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
+from ndavid.errors import ConfigError, DataError
+
+_PNG_START = b"\x89PNG"
+
+_HASHED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardItem:
+    """A sample to write: its file, the file's suffix, and its facts in the order of `FIELDS`."""
+
+    content: bytes
+    suffix: str
+    facts: tuple[Any, ...]
+
+
+class ShardInput(Protocol):
+    """What shards are written from."""
+
+    kind: Kind
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int) -> ShardItem:
+        """One sample. Raises DataError for one that cannot be read."""
+
+
+class ClipFiles:
+    """Video files, taken byte for byte.
+
+    Args:
+        records: the clips.
+        root: what their paths are relative to.
+    """
+
+    kind: Kind = "clips"
+
+    def __init__(self, records: Sequence[ClipRecord], root: Path) -> None:
+        self.records = records
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def item(self, index: int) -> ShardItem:
+        record = self.records[index]
+        path = self.root / record.path
+        if path.is_dir():
+            raise DataError(path, "is a folder; shards hold video files")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(path, describe(error)) from error
+        if not content:
+            raise DataError(path, "the file is empty (0 bytes)")
+        facts = tuple(getattr(record, field) for field in FIELDS[self.kind])
+        return ShardItem(content, path.suffix[1:].lower() or "video", facts)
+
+
+class ImageFiles:
+    """Images: JPEG files as they are, everything else encoded.
+
+    Args:
+        source: the images.
+        quality: as for `image_packing.pack`.
+    """
+
+    kind: Kind = "images"
+
+    def __init__(self, source: ImageSource, *, quality: int | None) -> None:
+        self.source = source
+        self.quality = quality
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def item(self, index: int) -> ShardItem:
+        content, _ = image_file(self.source, index, self.quality)
+        suffix = "png" if content.startswith(_PNG_START) else "jpg"
+        name = self.source.name(index).removeprefix(self.source.origin).lstrip("/")
+        facts = (name, int(self.source.labels[index]))
+        return ShardItem(content, suffix, facts)
+
+
+@dataclass(frozen=True)
+class WrittenShards:
+    """What `write_shards` did: the index, and the (path, reason) of what it had to leave out."""
+
+    index: ShardIndex
+    bad: tuple[tuple[str, str], ...]
+
+
+def write_shards(
+    samples: ShardInput,
+    output: Path,
+    *,
+    num_shards: int,
+    classes: Sequence[str],
+    split: str,
+    fold: int = 0,
+    source: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> WrittenShards:
+    """Writes ``output/000000.tar`` and so on, and their index.
+
+    The same samples and seed give the same bytes. Samples that cannot be read are left out.
+
+    Args:
+        samples: what to write.
+        output: a folder without an index; what an attempt that was stopped left is replaced.
+        num_shards: at most one a sample.
+        classes: names in label order.
+        split, fold: the part of the dataset that it is; fold 0 for images.
+        source: for the index: what it was written from.
+        seed: of the order.
+        progress: shows a bar.
+
+    Raises:
+        ConfigError: the folder holds shards, or more shards than samples are asked for.
+        DataError: none of the samples can be read.
+    """
+    _check(samples, output, num_shards)
+    output.mkdir(parents=True, exist_ok=True)
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(samples), generator=draw)
+    bad: list[tuple[str, str]] = []
+    entries: list[ShardEntry] = []
+    with tqdm(total=len(samples), unit=samples.kind, disable=not progress) as bar:
+        for part in order.tensor_split(num_shards):
+            file = f"{len(entries):06d}.tar"
+            facts = _write_shard(samples, part.tolist(), output / file, bad)
+            bar.update(len(part))
+            if facts:
+                entries.append(_entry(output / file, facts))
+    if not entries:
+        path, reason = bad[0]
+        raise DataError(path, f"{reason}; none of the {len(bad)} {samples.kind} can be read")
+    index = ShardIndex(samples.kind, split, fold, source or {}, tuple(classes), tuple(entries))
+    _replace(output / INDEX_FILE, index.to_json().encode())
+    return WrittenShards(index, tuple(bad))
+
+
+def check_shards(folder: Path) -> list[tuple[str, str]]:
+    """Compares shards with their index; (file, what is wrong) of those that are not as written.
+
+    Raises:
+        DataError: no index, or a damaged one.
+    """
+    origin = folder / INDEX_FILE
+    try:
+        with open_url(str(origin)) as stream:
+            index = parse_index(str(origin), stream.read())
+    except STREAM_ERRORS as error:
+        raise DataError(origin, describe(error)) from error
+    wrong = []
+    for entry in index.shards:
+        if problem := _problem(folder / entry.file, entry):
+            wrong.append((entry.file, problem))
+    return wrong
+
+
+def _check(samples: ShardInput, output: Path, num_shards: int) -> None:
+    if (output / INDEX_FILE).exists():
+        raise ConfigError(f"{output} already holds shards: choose another folder, or empty it")
+    if not 1 <= num_shards <= len(samples):
+        raise ConfigError(
+            f"{len(samples)} {samples.kind} fit into 1 to {len(samples)} shards, not {num_shards}"
+        )
+
+
+def _write_shard(
+    samples: ShardInput, part: Sequence[int], target: Path, bad: list[tuple[str, str]]
+) -> list[tuple[Any, ...]]:
+    """Writes one shard; returns the facts of its samples, none and no file if none can be read."""
+    written: list[tuple[Any, ...]] = []
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as handle:
+            # No clock in it: the same samples give the same file.
+            with TarWriter(handle, encoder=False, mtime=0) as tar:
+                for index in part:
+                    try:
+                        item = samples.item(index)
+                    except DataError as error:
+                        bad.append((error.path, error.reason))
+                        continue
+                    tar.write(_member(samples.kind, member_key(target.name, len(written)), item))
+                    written.append(item.facts)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if written:
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def _member(kind: Kind, key: str, item: ShardItem) -> dict[str, Any]:
+    facts = dict(zip(FIELDS[kind], item.facts, strict=True))
+    text = json.dumps(facts, ensure_ascii=False).encode()
+    return {"__key__": key, "json": text, item.suffix: item.content}
+
+
+def _entry(path: Path, facts: Sequence[tuple[Any, ...]]) -> ShardEntry:
+    return ShardEntry(path.name, path.stat().st_size, _sha256(path), tuple(facts))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while part := handle.read(_HASHED_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _replace(target: Path, content: bytes) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, target)
+
+
+def _problem(path: Path, entry: ShardEntry) -> str:
+    """What is wrong with a shard, empty for nothing."""
+    if not path.is_file():
+        return "no such file"
+    if _sha256(path) == entry.sha256:
+        return ""
+    found = path.stat().st_size
+    size = "" if found == entry.num_bytes else f", {found} bytes instead of {entry.num_bytes}"
+    whole = len(read_shard(str(path)).members)
+    return f"not as written{size}; {whole} of {len(entry.samples)} samples are there"
