@@ -18,14 +18,13 @@ import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
-from ndavid.data.manifest import read_manifest
-from ndavid.data.sampling import DpcBlocks, usable
+from ndavid.data.clip_sets import open_clips
+from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, VideoDataConfig, collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
-from ndavid.errors import ConfigError
 from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
@@ -58,25 +57,22 @@ class PretrainDpcConfig:
 
 def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
     """The training clips, in DPC's blocks, augmented."""
-    if not config.data.manifest:
-        raise ConfigError("data.manifest is empty; give the folder datasets/prepare.py wrote")
-    manifest = read_manifest(config.data.manifest)
     sampler = DpcBlocks(
         num_blocks=config.model.num_blocks,
         block_len=config.model.block_len,
         frame_stride=config.data.frame_stride,
         short=config.data.short,
     )
-    records, short_clips = usable(manifest.select(config.data.split, config.data.fold), sampler)
-    short = f"{short_clips.num_short} shorter than {sampler.span} frames ({short_clips.policy})"
-    print(f"{len(records)} clips to train on, {short}")
+    clips = open_clips(config.data, sampler)
+    print(clips.summary)
     return ClipDataset(
-        records,
-        manifest.root,
+        clips.records,
+        clips.root,
         sampler,
         train_transform(config.augment),
         backend=config.data.backend,
         on_error="next",
+        store=clips.store,
     )
 
 
