@@ -100,6 +100,8 @@ def open_all_labelled(data: ImageDataConfig, *, split: str | None = None) -> Ima
 
 def dataset_name(data: ImageDataConfig) -> str:
     """Returns what a reader calls the set: ``cifar10``, or the name of a folder or archive."""
+    if data.shards:
+        return f"shards {data.shards}"
     return Path(data.root).absolute().stem if data.source in _OWN else data.source
 
 
@@ -139,8 +141,10 @@ def chosen_classes(data: ImageDataConfig) -> str:
 def share_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
     """Whether another run's ``data`` keys name some of the same images.
 
-    Where that cannot be told (lists of classes), it is taken to be so.
+    Where that cannot be told (lists of classes, shards), it is taken to be so.
     """
+    if one.shards:
+        return True
     theirs = ImageDataConfig(**{key: value for key, value in other.items() if key in _DATA_KEYS})
     if one.source != theirs.source:
         return False

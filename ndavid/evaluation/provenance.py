@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from ndavid.checkpoint_files import FOLDER
+from ndavid.data.clip_sets import clip_records
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
+from ndavid.data.shard_index import locate
 from ndavid.errors import CheckpointError, NdavidError
 from ndavid.evaluation.image_views import chosen_classes, share_images
 from ndavid.evaluation.report import Picture
@@ -39,8 +41,13 @@ class TrainingRun:
 
     @property
     def manifest(self) -> str:
-        """The manifest it was trained on; empty for images."""
-        return str(self.data.get("manifest", ""))
+        """The manifest, or the shards, it was trained on; empty for images."""
+        return self.shards or str(self.data.get("manifest", ""))
+
+    @property
+    def shards(self) -> str:
+        """The shards of videos it was trained on; empty where files were read."""
+        return str(self.data.get("shards", ""))
 
     @property
     def fold(self) -> int:
@@ -140,11 +147,14 @@ def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a run's config that names its data; empty where none does.
 
     DPC keeps it under ``data``, MoCo under ``data.video`` or ``data.images``, of which one is
-    filled in; a fine-tuning run on videos has manifest and fold on top.
+    filled in; a fine-tuning run on videos has manifest and fold on top. Shards come before either;
+    what images are in theirs is not recorded.
     """
     data = config.get("data", config)
     data = data if isinstance(data, Mapping) else {}
     for part in (data, data.get("video"), data.get("images")):
+        if isinstance(part, Mapping) and part.get("shards"):
+            return {} if "source" in part else part
         if isinstance(part, Mapping) and (part.get("manifest") or part.get("root")):
             return part
     return {}
@@ -238,7 +248,10 @@ def _count_seen(run: TrainingRun, tested: Sequence[ClipRecord]) -> int | None:
     if not run.manifest:
         return 0  # Images hold none of the videos.
     try:
-        trained_on = read_manifest(run.manifest).select(run.split, run.fold)
+        if run.shards:
+            trained_on = clip_records(locate(run.shards, "clips").index)
+        else:
+            trained_on = read_manifest(run.manifest).select(run.split, run.fold)
     except NdavidError:
         return None
     return len(_names(trained_on) & _names(tested))
