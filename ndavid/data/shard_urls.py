@@ -103,19 +103,18 @@ def open_url(url: str) -> Iterator[Any]:
             of whatever else was raised.
     """
     # As in file names of other libraries: no scheme, no "file:".
-    stream = gopen(os.fspath(local_path(url)) if is_local(url) else url)
-    try:
+    opened = gopen(os.fspath(local_path(url)) if is_local(url) else url)
+    # webdataset's own wrapper drops what a program that failed has said before it did.
+    stream = opened.stream if isinstance(opened, Pipe) else opened
+    with contextlib.closing(stream):
         try:
             yield stream
             # A program that is left before its end would fail for that.
             while stream.read(_READ_BYTES):
                 pass
         finally:
-            if isinstance(stream, Pipe):
-                _end(url, stream)
-    finally:
-        with contextlib.suppress(OSError):
-            stream.close()
+            if isinstance(opened, Pipe):
+                _end(url, opened)
 
 
 def _end(url: str, pipe: Pipe) -> None:
