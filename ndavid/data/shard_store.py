@@ -88,9 +88,9 @@ class ShardStore:
         contents = self._read(int(self._shards[index]))
         content = contents.members.get(self._key(index))
         if content is None:
-            problem = f" ({contents.problem})" if contents.problem else ""
+            problem = contents.problem or "it ends early, or is not the one that was written"
             what = "lacks it" if contents.members else "gives nothing"
-            raise DataError(self.name(index), f"its shard {what}{problem}")
+            raise DataError(self.name(index), f"its shard {what} ({problem})")
         return content
 
     def stand_ins(self, index: int) -> Iterator[int]:
