@@ -52,7 +52,8 @@ class TrainingViews:
     Attributes:
         dataset: samples with ``views``, or with ``image`` where ``augment`` makes the views.
         augment: makes a batch of views on the device; None where workers made them.
-        plain: the same samples by int keys, without randomness, with ``image`` or ``video``.
+        plain: the same samples by int keys, without randomness, with ``image`` or ``video``; of one
+            that cannot be read, ``bad`` tells.
         labels: (N,), -1 for none.
         groups: source of each video, which no split may divide; None for images.
         summary: what was found, in a line.
@@ -100,7 +101,7 @@ def _of_images(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         if on_device
         else MultiViewImages(source, transform, num_views, on_error="next"),
         augment=BatchAugment(augment) if on_device else None,
-        plain=ImageDataset(source, image_eval_transform(augment.size)),
+        plain=ImageDataset(source, image_eval_transform(augment.size), on_error="next"),
         labels=source.labels,
         groups=None,
         summary=f"{len(source)} images to train on",
@@ -126,7 +127,13 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         store=clips.store,
     )
     plain = ClipDataset(
-        clips.records, clips.root, sampler, transform, backend=video.backend, store=clips.store
+        clips.records,
+        clips.root,
+        sampler,
+        transform,
+        backend=video.backend,
+        on_error="next",
+        store=clips.store,
     )
     return TrainingViews(
         dataset=dataset,
