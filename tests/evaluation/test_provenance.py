@@ -9,6 +9,7 @@ from PIL import Image
 
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import read_manifest
+from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.image_views import share_images
 from ndavid.evaluation.provenance import checkpoint_of, gallery, trace, training_run
@@ -44,6 +45,32 @@ def test_a_prepared_copy_is_the_same_video(coloured: Path, tmp_path: Path) -> No
     run = write_run(tmp_path / "run", copy, fold=1)
     found = trace(str(run), read_manifest(coloured).select("test", 2), 2)
     assert found.details["test_videos_seen"] == 6
+
+
+def test_shards_are_known_by_their_index_not_by_the_manifest_beside_them(
+    coloured: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(coloured)
+    write_shards(
+        ClipFiles(manifest.select("train", 2), manifest.root),
+        tmp_path / "shards",
+        num_shards=2,
+        classes=manifest.classes,
+        split="train",
+        fold=2,
+    )
+    run = write_run(tmp_path / "run", tmp_path / "gone", fold=2)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        config.replace("data: {", f"data: {{shards: '{tmp_path / 'shards'}', ")
+    )
+    leaky = trace(str(run), manifest.select("test", 1), 1)
+    assert leaky.details["test_videos_seen"] == 6
+    assert f"fold 2 of {tmp_path / 'shards'}" in leaky.notes[0]
+    assert trace(str(run), manifest.select("test", 2), 2).details["test_videos_seen"] == 0
+    (run / "config.yaml").write_text("data: {source: cifar10, root: x, shards: 'y'}\n")
+    (note,) = trace(str(run), manifest.select("test", 1), 1).notes
+    assert "not recorded" in note
 
 
 def test_a_fine_tuning_run_has_seen_its_train_split(coloured: Path, tmp_path: Path) -> None:
