@@ -53,7 +53,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "shards"
 
 
-def test_dpc_from_a_server_is_dpc_from_a_folder(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "places", [["far"], pytest.param(["near", "far"], marks=pytest.mark.slow)], ids=len
+)
+def test_dpc_from_a_server_is_dpc_from_a_folder(
+    clips: Path, tmp_path: Path, places: list[str]
+) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *words: Any) -> None:
             pass
@@ -64,7 +69,8 @@ def test_dpc_from_a_server_is_dpc_from_a_folder(clips: Path, tmp_path: Path) -> 
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         try:
-            for name, place in (("near", str(clips)), ("far", url)):
+            for name in places:
+                place = url if name == "far" else clips
                 words = [f"--data.shards={place}/{{000000..000003}}.tar", "--run.num_workers=2"]
                 outcome = call(DPC, *TINY, *words, f"--run.output={tmp_path / name}")
                 assert outcome.returncode == 0, outcome.stderr
@@ -72,8 +78,8 @@ def test_dpc_from_a_server_is_dpc_from_a_folder(clips: Path, tmp_path: Path) -> 
         finally:
             server.shutdown()
             thread.join()
-    assert processes.last_step(tmp_path / "near") == 16
-    processes.assert_same_run(tmp_path / "near", tmp_path / "far")
+    assert processes.last_step(tmp_path / "far") == 16
+    processes.assert_same_run(tmp_path / places[0], tmp_path / "far")
     assert (tmp_path / "far" / "negatives.png").exists()
 
 
@@ -84,9 +90,8 @@ def test_moco_on_clips(clips: Path, tmp_path: Path) -> None:
     assert processes.last_step(output) == 4
 
 
-def test_moco_on_images_goes_on_without_a_bad_one(images: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    words = [
+def image_options(images: Path, output: Path) -> list[str]:
+    return [
         f"--config={MOCO_CONFIGS / 'cifar10_packed_resnet20_nda-jigsaw.yaml'}",
         "--data.augment_on=workers",
         "--run.epochs=2",
@@ -94,15 +99,22 @@ def test_moco_on_images_goes_on_without_a_bad_one(images: Path, tmp_path: Path) 
         f"--data.images.shards={images}",
         f"--run.output={output}",
     ]
-    outcome = call(MOCO, *words, "--run.max_bad_fraction=0.1")
+
+
+def test_moco_on_images_goes_on_without_a_bad_one(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    outcome = call(MOCO, *image_options(images, output), "--run.max_bad_fraction=0.1")
     assert outcome.returncode == 0, outcome.stderr
     assert processes.last_step(output) == 8
     assert "val/knn_top1" in outcome.stdout + outcome.stderr
     with (output / "bad_clips.csv").open() as handle:
         ((path, reason, _),) = list(csv.reader(handle))[1:]
     assert "000002.tar/" in path and "its shard lacks it" in reason
-    # By default one in a hundred may be bad, not one in sixteen.
-    stopped = call(MOCO, *words[:-1], f"--run.output={tmp_path / 'strict'}")
+
+
+@pytest.mark.slow
+def test_more_than_one_bad_in_a_hundred_stop_the_run(images: Path, tmp_path: Path) -> None:
+    stopped = call(MOCO, *image_options(images, tmp_path / "run"))
     assert_one_clear_line(stopped, "1 of 16 clips cannot be used", "000002.tar")
 
 

@@ -125,6 +125,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit_and_reads_no_used_up_shard(
     assert len(shards_of(again)) == 8 * (EPOCHS - epoch) - used_up
 
 
+@pytest.mark.slow
 def test_another_number_of_loading_processes_does_not_resume(
     reference: tuple[Path, Path], shards: Path, tmp_path: Path
 ) -> None:
