@@ -23,16 +23,12 @@ Limit: a step with broken images 1.15x its ideal.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
+import part
 import torch
+from timing import in_turns, limited, middle, stopwatch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -108,52 +104,25 @@ def count_flops(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Processor time of one core, wall time of several, or until the GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    one_core = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if one_core else time.perf_counter
-    start = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
-
-
-def measure(runs: Runs, device: torch.device, rounds: int) -> dict[tuple[str, str, str], list]:
-    """Seconds of every step, taken in turns."""
-    times: dict[tuple[str, str, str], list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run, device))
-    return times
-
-
-def summary(values: list[float]) -> tuple[float, list[float]]:
-    """The median, and the least and the greatest: too few for quartiles."""
-    return statistics.median(values), [min(values), max(values)]
-
-
 def rows_of(times: dict, flops: dict) -> list[dict]:
     """Times, speeds and ratios of every step."""
     rows = []
     for (precision, player, kind), taken in times.items():
-        median, extremes = summary(taken)
+        median, spread = middle(taken)
         operations = flops[precision, player, kind]
         row = {
             "precision": precision,
             "step": player,
             "kind": kind,
             "seconds": median,
-            "seconds_extremes": extremes,
+            "seconds_spread": spread,
             "gflops": operations / 1e9,
             "gflops_per_second": operations / 1e9 / median,
         }
         if kind == "nda":
             plain = times[precision, player, "plain"]
             ratios = [a / b for a, b in zip(taken, plain, strict=True)]
-            row["ratio"], row["ratio_extremes"] = summary(ratios)
+            row["ratio"], row["ratio_spread"] = middle(ratios)
             row["ideal_ratio"] = operations / flops[precision, player, "plain"]
             row["of_ideal"] = row["ratio"] / row["ideal_ratio"]
             row |= {"limit": LIMIT, "ok": row["of_ideal"] <= LIMIT}
@@ -161,30 +130,44 @@ def rows_of(times: dict, flops: dict) -> list[dict]:
     return rows
 
 
+def ratios_of(rows: list[dict]) -> list[dict]:
+    """The final table's rows: steps with broken images beside their ideal."""
+    return [
+        limited(
+            f"NDA step / its ideal, {row['precision']} {row['step']}",
+            row["of_ideal"],
+            [value / row["ideal_ratio"] for value in row["ratio_spread"]],
+            LIMIT,
+            note=f"{row['ratio']:.2f} times the plain step",
+        )
+        for row in rows
+        if "of_ideal" in row
+    ]
+
+
 def print_rows(rows: list[dict]) -> None:
     print(
-        f"{'':28s}{'s':>8s}{'extremes':>16s}{'GFLOP/s':>9s}{'/ plain':>9s}{'extremes':>13s}"
+        f"{'':28s}{'s':>8s}{'spread':>16s}{'GFLOP/s':>9s}{'/ plain':>9s}{'spread':>13s}"
         f"{'ideal':>7s}{'/ ideal':>9s}"
     )
     for row in rows:
         name = f"{row['precision']} {row['step']} {row['kind']}"
-        low, high = row["seconds_extremes"]
+        low, high = row["seconds_spread"]
         line = f"{name:28s}{row['seconds']:8.3f}{low:8.3f}{high:8.3f}"
         line += f"{row['gflops_per_second']:9.0f}"
         if "ratio" in row:
-            low, high = row["ratio_extremes"]
+            low, high = row["ratio_spread"]
             line += f"{row['ratio']:9.2f}{low:7.2f}{high:6.2f}{row['ideal_ratio']:7.2f}"
             line += f"{row['of_ideal']:9.2f}{'' if row['ok'] else '  OVER'}"
         print(line)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = part.arguments_of(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, help="default: 3 on the CPU, 30 on a GPU")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="on the CPU")
-    parser.add_argument("--output", type=Path, help="also write everything as JSON")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
@@ -192,24 +175,11 @@ def main() -> None:
     runs = all_steps(arguments.batch, device)
     # Counting runs each step once, which warms caches up; a GPU wants a few more.
     flops = {name: count_flops(run) for name, run in runs.items()}
-    measure(runs, device, 3 if on_gpu else 0)
-    times = measure(runs, device, arguments.rounds or (30 if on_gpu else 3))
+    rounds = arguments.rounds or (30 if on_gpu else 3)
+    times = in_turns(runs, rounds, stopwatch(device), warmup=3 if on_gpu else 0)
     rows = rows_of(times, flops)
     print_rows(rows)
-    if arguments.output:
-        report = {
-            "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-            "processor": platform.processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "batch": arguments.batch,
-            "spec": SPEC,
-            "rows": rows,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    part.write(arguments.output, ratios_of(rows), batch=arguments.batch, spec=SPEC, rows=rows)
 
 
 if __name__ == "__main__":

@@ -28,29 +28,26 @@ fifth of torchvision's time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
+import part
 import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
+from made_up_video import record_of, write_scene
+from timing import in_turns, keep_to_one_core, middle, processor_seconds, ratio_row, wall_seconds
 from torchvision.transforms import v2
 
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.decode import open_reader, probe
-from ndavid.data.encode import reencode, write_video
+from ndavid.data.encode import reencode
 from ndavid.data.images import ImageDataset, MemoryImages
-from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
@@ -58,19 +55,6 @@ from ndavid.data.video import ClipDataset, collate
 SAMPLE_LIMIT, PREPARED_LIMIT, VIEWS_LIMIT = 1.5, 0.6, 1 / 5
 BATCH = 16
 IMAGES, IMAGE_SIZE = 256, 32
-
-
-def write_scene(path: Path) -> None:
-    """120 frames of 320x240: a camera panning over a textured scene, with sensor noise."""
-    generator = torch.Generator().manual_seed(0)
-    octaves = (torch.rand(1, 3, 2**k, 2**k, generator=generator) for k in (3, 5, 7))
-    scene = sum(F.interpolate(o, size=(360, 560), mode="bicubic") for o in octaves)[0] / 3
-    frames = []
-    for t in range(120):
-        view = scene[:, t // 2 : t // 2 + 240, 2 * t : 2 * t + 320]
-        noise = 0.02 * torch.randn(3, 240, 320, generator=generator)
-        frames.append(((view + noise).clamp(0, 1) * 255).to(torch.uint8))
-    write_video(path, torch.stack(frames), fps=25.0)
 
 
 def pyav_alone(path: Path, indices: list[int]) -> None:
@@ -99,23 +83,6 @@ def pyav_to_ndarray(path: Path, indices: list[int]) -> None:
                 frame.to_ndarray(format="rgb24")
             if index == indices[-1]:
                 break
-
-
-def record_of(path: Path, sampler: DpcBlocks) -> ClipRecord:
-    """A manifest row that makes the first span of the video the whole of it."""
-    info = probe(path)
-    if info.num_frames < sampler.span:
-        raise SystemExit(f"{path} has {info.num_frames} frames, {sampler.span} are needed")
-    return ClipRecord(
-        path=path.name,
-        label=0,
-        group="",
-        num_frames=sampler.span,
-        fps=info.fps,
-        width=info.width,
-        height=info.height,
-        splits=("train",),
-    )
 
 
 def stages(path: Path, prepared: Path, backend: str) -> dict[str, Callable[[], object]]:
@@ -224,55 +191,22 @@ def half_the_views(kind: str) -> None:
     torchvision_views(HALVES[kind])
 
 
-def measure(
-    runs: dict[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[], float] = time.process_time,
-) -> dict[str, list[float]]:
-    """Milliseconds of every run, taken in turns; of processor time unless told otherwise."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name, run in runs.items():
-            start = clock()
-            run()
-            if turn >= 2:  # the first two warm caches up
-                times[name].append((clock() - start) * 1e3)
-    return times
-
-
-def ratio_row(name: str, top: list[float], bottom: list[float], limit: float) -> dict:
-    """The ratio of the medians, and the quartiles of the ratios taken turn by turn."""
-    low, _, high = statistics.quantiles([a / b for a, b in zip(top, bottom, strict=True)], n=4)
-    ratio = statistics.median(top) / statistics.median(bottom)
-    return {
-        "name": name,
-        "ratio": ratio,
-        "quartiles": [low, high],
-        "limit": limit,
-        "ok": ratio <= limit,
-    }
-
-
 def report(times: dict[str, list[float]], title: str, limits: dict[str, float]) -> dict:
     """Prints the tables and returns what was printed; `limits` are by "this / that"."""
     print(f"{title:31s}{'ms':>9s}{'quartiles':>20s}")
     rows = []
     for name, taken in times.items():
-        low, median, high = statistics.quantiles(taken, n=4)
+        milliseconds = [seconds * 1e3 for seconds in taken]
+        median, (low, high) = middle(milliseconds)
         print(f"{name:31s}{median:9.2f}{low:12.2f}{high:8.2f}")
         quartiles = [low, high]
         rows.append({"name": name.strip(), "milliseconds": median, "quartiles": quartiles})
+    print()
     ratios = []
     for name, limit in limits.items():
         top, bottom = name.split(" / ")
-        ratios.append(ratio_row(name, times[top], times[bottom], limit))
-    print(f"\n{'ratio':40s}{'quartiles':>20s}{'limit':>8s}")
-    for row in ratios:
-        low, high = row["quartiles"]
-        verdict = "" if row["ok"] else "  OVER"
-        print(
-            f"{row['name']:35s}{row['ratio']:5.3f}{low:12.3f}{high:8.3f}{row['limit']:8.1f}{verdict}"
-        )
+        ratios.append(ratio_row(f"{name}, {title}", times[top], times[bottom], limit))
+    part.print_ratios(ratios)
     print()
     return {"rows": rows, "ratios": ratios}
 
@@ -284,10 +218,10 @@ def report_clips(clip: Path, backend: str, rounds: int) -> dict:
         reencode(clip, prepared, short_side=128)
         info = probe(clip)
         print(f"{clip.name}: {info.codec}, {info.width}x{info.height}, {info.num_frames} frames\n")
-        times = measure(stages(clip, prepared, backend), rounds)
+        times = in_turns(stages(clip, prepared, backend), rounds, processor_seconds)
     limits = {"sample / PyAV alone": SAMPLE_LIMIT, "prepared / sample": PREPARED_LIMIT}
     facts = {"name": clip.name, "codec": info.codec, "size": [info.height, info.width]}
-    return {"clip": facts} | report(times, "clips, one core", limits)
+    return {"clip": facts} | report(times, "one core", limits)
 
 
 def report_images(rounds: int, cores: set[int]) -> dict:
@@ -297,7 +231,7 @@ def report_images(rounds: int, cores: set[int]) -> dict:
         f"BatchAugment / {name}": VIEWS_LIMIT for name in ("torchvision v2", "torchvision v2, PIL")
     }
     title = f"{IMAGES} views, "
-    times = measure(image_stages(images), rounds)
+    times = in_turns(image_stages(images), rounds, processor_seconds)
     results = {"one core": report(times, f"{title}one core", ours | {"gathered / one by one": 1.0})}
     if len(cores) < 2:
         return results
@@ -305,41 +239,33 @@ def report_images(rounds: int, cores: set[int]) -> dict:
     torch.set_num_threads(2)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn, initializer=start_worker) as pool:
-        times = measure(two_core_stages(images, pool), rounds, time.perf_counter)
+        times = in_turns(two_core_stages(images, pool), rounds, wall_seconds)
     return results | {"two cores": report(times, f"{title}two cores", ours)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = part.arguments_of(__doc__)
     parser.add_argument("--clip", type=Path, help="a video of 120 frames or more; default: made up")
     parser.add_argument("--backend", default="pyav")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--output", type=Path, help="also write everything as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cores: set[int] = set()
-    if hasattr(os, "sched_setaffinity"):
-        cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(cores)})
+    cores = keep_to_one_core()
     with tempfile.TemporaryDirectory() as folder:
         clip = arguments.clip or Path(folder) / "scene.mp4"
         if not arguments.clip:
             write_scene(clip)
         results = report_clips(clip, arguments.backend, arguments.rounds)
-    results["images"] = report_images(arguments.rounds, cores)
-    if arguments.output:
-        facts = {
-            "machine": platform.machine(),
-            "processor": platform.processor(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "av": av.__version__,
-            "backend": arguments.backend,
-            "rounds": arguments.rounds,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(facts | results, indent=2) + "\n")
+    images = report_images(arguments.rounds, cores)
+    ratios = [row for found in (results, *images.values()) for row in found["ratios"]]
+    part.write(
+        arguments.output,
+        ratios,
+        av=av.__version__,
+        backend=arguments.backend,
+        rounds=arguments.rounds,
+        clips=results,
+        images=images,
+    )
 
 
 if __name__ == "__main__":

@@ -20,17 +20,12 @@ Limit: a step 1.15x its ideal.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
+import part
 import torch
+from timing import in_turns, keep_to_one_core, limited, middle, stopwatch
 from torch import Tensor
 
 from ndavid.methods.moco import MocoMethod
@@ -116,43 +111,11 @@ def runs_of(workload: Workload, device: torch.device) -> dict[str, Callable[[], 
     return runs | bare_encodings(build(workload, device), views)
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Processor time, or until the GPU is done."""
-    if device.type != "cuda":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def measure(
-    runs: dict[str, Callable[[], None]], device: torch.device, rounds: int
-) -> dict[str, list[float]]:
-    """Milliseconds of every run, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name, run in runs.items():
-            taken = seconds(run, device) * 1e3
-            if turn >= 2:  # the first two warm caches up
-                times[name].append(taken)
-    return times
-
-
-def summary(values: list[float]) -> tuple[float, list[float]]:
-    """The median and the quartiles around it."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return median, [low, high]
-
-
 def rows_of(workload: Workload, times: dict[str, list[float]]) -> list[dict]:
     """Times and ratios: a step beside the plain one, its ideal, and the one beside the other."""
     rows = []
     for name, taken in times.items():
-        milliseconds, quartiles = summary(taken)
+        milliseconds, quartiles = middle([seconds * 1e3 for seconds in taken])
         row = {
             "encoder": workload.encoder,
             "shape": list(workload.shape),
@@ -170,10 +133,25 @@ def rows_of(workload: Workload, times: dict[str, list[float]]) -> list[dict]:
                 ("of_ideal", taken, ideal),
             ):
                 ratios = [a / b for a, b in zip(top, bottom, strict=True)]
-                row[key], row[f"{key}_quartiles"] = summary(ratios)
+                row[key], row[f"{key}_quartiles"] = middle(ratios)
             row |= {"limit": LIMIT, "ok": row["of_ideal"] <= LIMIT}
         rows.append(row)
     return rows
+
+
+def ratios_of(rows: list[dict]) -> list[dict]:
+    """The final table's rows: steps with negatives beside their ideal."""
+    return [
+        limited(
+            f"NDA step / its ideal, {row['encoder']}, {row['run']}",
+            row["of_ideal"],
+            row["of_ideal_quartiles"],
+            LIMIT,
+            note=f"{row['ratio']:.2f} times the plain step",
+        )
+        for row in rows
+        if "of_ideal" in row
+    ]
 
 
 def print_rows(workload: Workload, rows: list[dict]) -> None:
@@ -195,36 +173,21 @@ def print_rows(workload: Workload, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = part.arguments_of(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="also write everything as JSON")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     on_gpu = device.type == "cuda"
     if not on_gpu:
-        torch.set_num_threads(1)
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        keep_to_one_core()
     rows: list[dict] = []
     for workload in ON_GPU if on_gpu else ON_CPU:
-        times = measure(runs_of(workload, device), device, arguments.rounds)
+        times = in_turns(runs_of(workload, device), arguments.rounds, stopwatch(device))
         found = rows_of(workload, times)
         print_rows(workload, found)
         rows += found
-    if arguments.output:
-        report = {
-            "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-            "processor": platform.processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "rounds": arguments.rounds,
-            "rows": rows,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    part.write(arguments.output, ratios_of(rows), rounds=arguments.rounds, rows=rows)
 
 
 if __name__ == "__main__":
