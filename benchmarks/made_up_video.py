@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ndavid.data.decode import probe
-from ndavid.data.encode import reencode, write_video
+from ndavid.data.encode import EncodeSettings, reencode, write_video
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import ClipSampler
 
@@ -17,7 +17,7 @@ FRAMES = 120
 """One span of DPC."""
 
 
-def write_scene(path: Path, frames: int = FRAMES) -> None:
+def write_scene(path: Path, frames: int = FRAMES, settings: EncodeSettings | None = None) -> None:
     """So many frames of 320x240: a camera panning to and fro over a textured scene, with noise."""
     generator = torch.Generator().manual_seed(0)
     octaves = [torch.rand(1, 3, 2**k, 2**k, generator=generator) for k in (3, 5, 7)]
@@ -28,7 +28,7 @@ def write_scene(path: Path, frames: int = FRAMES) -> None:
         view = scene[:, t // 2 : t // 2 + 240, 2 * t : 2 * t + 320]
         noise = 0.02 * torch.randn(3, 240, 320, generator=generator)
         shown.append(((view + noise).clamp(0, 1) * 255).to(torch.uint8))
-    write_video(path, torch.stack(shown), fps=25.0)
+    write_video(path, torch.stack(shown), fps=25.0, settings=settings)
 
 
 def record_of(path: Path, sampler: ClipSampler) -> ClipRecord:
