@@ -35,14 +35,21 @@ maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 # An override without a docstring of its own does what its base says.
 autodoc_inherit_docstrings = False
 napoleon_use_rtype = False
-napoleon_custom_sections = ["Params", ("Class attributes", "Attributes")]
+napoleon_custom_sections = [
+    "Params",
+    ("Attributes", "params_style"),
+    ("Class attributes", "params_style"),
+]
 
 html_theme = "furo"
 html_title = "ndavid"
+# Wide enough for code of 100 columns.
+html_css_files = ["width.css"]
+html_static_path = ["static"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

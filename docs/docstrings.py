@@ -15,7 +15,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-_CODE = re.compile(r"(?<![:`\w])(`{1,2})(?!`)([^`\n]+)\1(?![`_\w])")
+_CODE = re.compile(r"(?<![:`\w])(`{1,2})(?!`)([^`]+)\1(?![`_\w])")
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 # Packages whose members are documented under their own name, not under the file that holds them.
 _DOORS = ("ndavid.nda", "ndavid.losses")
@@ -33,12 +33,13 @@ def rewrite(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Turns the lines of one docstring into reStructuredText, in place."""
-    text = keep_layout(lines)
-    text = [line if line.startswith(("    ", ">>>")) else escape(line) for line in text]
-    lines[:] = [_CODE.sub(lambda match: mark(match[2], name), line) for line in text]
-    if what in ("attribute", "property"):
+    text = escape("\n".join(keep_layout(lines)))
+    lines[:] = _CODE.sub(lambda match: mark(match[2], name), text).split("\n")
+    if what in ("attribute", "data", "property"):
         # An empty comment, because Napoleon would read "blocks: frames of one" as type and text.
         lines[:0] = ["..", ""]
+    if inspect.isclass(obj):
+        lines[:0] = bases(obj)
 
 
 def hide_keys(
@@ -48,6 +49,13 @@ def hide_keys(
     if what == "class" and dataclasses.is_dataclass(obj) and name.endswith("Config"):
         return "", returns
     return None
+
+
+def bases(cls: type) -> list[str]:
+    """A line that names the classes of ours that one adds to, none for any other."""
+    ours = [base for base in cls.__bases__ if _is_ours(base) and base.__name__[0] != "_"]
+    named = [f":py:obj:`{base.__name__} <{public_path(base)}>`" for base in ours]
+    return [f"Adds to {' and '.join(named)}.", ""] if named else []
 
 
 def keep_layout(lines: list[str]) -> list[str]:
@@ -64,10 +72,16 @@ def keep_layout(lines: list[str]) -> list[str]:
     return result
 
 
-def escape(line: str) -> str:
+def escape(text: str) -> str:
     """Bars outside code are absolute values or alternatives here, and no substitutions."""
-    parts = re.split(r"(`+[^`]*`+)", line)
-    return "".join(p if p.startswith("`") else p.replace("|", r"\|") for p in parts)
+    code = {k for match in _CODE.finditer(text) for k in range(*match.span())}
+    result, place = [], 0
+    for line in text.split("\n"):
+        typed = line.startswith(("    ", ">>>"))
+        bars = (c == "|" and not typed and place + k not in code for k, c in enumerate(line))
+        result.append("".join(f"\\{c}" if bar else c for c, bar in zip(line, bars, strict=True)))
+        place += len(line) + 1
+    return "\n".join(result)
 
 
 def mark(code: str, where: str) -> str:

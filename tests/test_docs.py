@@ -257,8 +257,9 @@ def check_launcher(words: list[str], where: str) -> None:
 
 def check_script(script: str, arguments: list[str], where: str) -> None:
     """The script understands the command: its config, its keys, its values."""
-    module = load(ROOT / script)
     patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(ROOT / script.rpartition("/")[0])  # as Python does for a script
+    module = load(ROOT / script)
     patch.setattr(sys, "argv", [script, *arguments])
     if hasattr(module, "parse"):
         patch.setattr(module, "parse", stop_after(module.parse))
