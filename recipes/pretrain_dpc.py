@@ -40,6 +40,9 @@ class ObjectiveConfig:
     """Divides the similarities."""
     normalize: bool = False
     """Compare unit vectors; then give a temperature, such as 0.1."""
+    chunk_rows: int = 0
+    """Rows of the dense softmax (B * P * h * w) scored at a time, so that memory grows with the
+    batch and not with its square; about as fast from some hundred rows on. 0: all at once."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +98,7 @@ def main() -> None:
             config.nda,
             temperature=config.objective.temperature,
             normalize=config.objective.normalize,
+            chunk_rows=config.objective.chunk_rows,
         )
     result = fit(
         method,

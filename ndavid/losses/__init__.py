@@ -7,6 +7,7 @@ from ndavid.losses.adversarial import (
     generator_loss,
     gradient_penalty,
 )
+from ndavid.losses.chunked import ChunkedInfoNce, GroupedNegatives, info_nce_in_chunks
 from ndavid.losses.contrastive import (
     InfoNce,
     contrastive_metrics,
@@ -17,7 +18,9 @@ from ndavid.losses.contrastive import (
 )
 
 __all__ = [
+    "ChunkedInfoNce",
     "DiscriminatorLoss",
+    "GroupedNegatives",
     "InfoNce",
     "Objective",
     "contrastive_metrics",
@@ -26,6 +29,7 @@ __all__ = [
     "gradient_penalty",
     "info_nce",
     "info_nce_from_similarities",
+    "info_nce_in_chunks",
     "paired_similarity",
     "similarity",
 ]

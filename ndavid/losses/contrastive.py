@@ -161,7 +161,15 @@ def paired_similarity(query: Tensor, key: Tensor) -> Tensor:
         return (_at_least_float32(query) * _at_least_float32(key)).sum(dim=-1)
 
 
-@torch.no_grad()
+class Tally(NamedTuple):
+    """A metric that can be added up over parts of the rows: the mean is ``total / entries``."""
+
+    total: Tensor
+    """Scalar"""
+    entries: Tensor
+    """Scalar: how many rows, or entries, the total is of."""
+
+
 def contrastive_metrics(result: InfoNce) -> dict[str, Tensor]:
     """What the softmax of a step looked like, as detached scalars.
 
@@ -175,22 +183,31 @@ def contrastive_metrics(result: InfoNce) -> dict[str, Tensor]:
     none has. ``nda_active``: the share of the NDA entries that are not masked. They compare plain
     similarities, whatever weight and scale the loss gives them.
     """
-    metrics: dict[str, Tensor] = {}
+    return {name: total / entries for name, (total, entries) in contrastive_tallies(result).items()}
+
+
+@torch.no_grad()
+def contrastive_tallies(result: InfoNce) -> dict[str, Tally]:
+    """The `contrastive_metrics` before their division, for losses that see the rows in parts."""
+    tallies: dict[str, Tally] = {}
     positive = result.positive.unsqueeze(1)
     if result.negatives is not None:
+        rows = torch.full((), len(positive), device=positive.device)
         above = (result.negatives > positive).sum(dim=1)
         tied = (result.negatives == positive).sum(dim=1)
         for k in (1, 5):
-            metrics[f"top{k}"] = ((k - above) / (tied + 1)).clamp(0, 1).mean()
+            tallies[f"top{k}"] = Tally(((k - above) / (tied + 1)).clamp(0, 1).sum(), rows)
     if result.nda is not None:
         used = result.nda > -math.inf
         has_nda = used.any(dim=1)
         rows = has_nda.sum()
         hardest = result.nda.amax(dim=1)
-        metrics["nda_accuracy"] = (has_nda & (result.positive > hardest)).sum() / rows
-        metrics["nda_outrank"] = (has_nda & (hardest > result.positive)).sum() / rows
-        metrics["nda_active"] = used.float().mean()
-    return metrics
+        beaten, above_all = result.positive > hardest, hardest > result.positive
+        tallies["nda_accuracy"] = Tally((has_nda & beaten).sum(), rows)
+        tallies["nda_outrank"] = Tally((has_nda & above_all).sum(), rows)
+        entries = torch.full((), used.numel(), device=used.device)
+        tallies["nda_active"] = Tally(used.sum(), entries)
+    return tallies
 
 
 def _weighted(logits: Tensor, weight: float, scale: float) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ndavid.collectives import gather_with_grad, rank
 from ndavid.errors import ConfigError
+from ndavid.losses.chunked import info_nce_in_chunks
 from ndavid.losses.contrastive import (
     contrastive_metrics,
     info_nce_from_similarities,
@@ -43,7 +44,13 @@ from ndavid.methods.broken_blocks import (
     refuse_whole_block_moves,
     without_repeats,
 )
-from ndavid.methods.nda_columns import NdaColumns, dense_rows, nda_columns
+from ndavid.methods.nda_columns import (
+    NATURAL_ORDER,
+    DealtNegatives,
+    columns_of,
+    deal_negatives,
+    dense_rows,
+)
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.batchnorm import without_stat_updates
 from ndavid.models.dpc import DPC, DpcConfig
@@ -55,11 +62,14 @@ class DpcMethod(nn.Module):
 
     Call it with ``batch["video"]``, uint8 (B, C, num_blocks * block_len, H, W). Rows are not
     normalised and the temperature is 1 by default, as in DPC; ``normalize=True`` compares unit
-    vectors (then give a temperature, such as 0.1).
+    vectors (then give a temperature, such as 0.1). ``chunk_rows`` above 0 scores so many rows at a
+    time (`info_nce_in_chunks`): memory then grows with the batch and not with its square, at about
+    the same speed; loss, gradients and metrics differ in rounding alone.
 
     Raises:
-        ConfigError: on a temperature <= 0, or an NDA operation that cannot be read, that moves
-            whole blocks (`refuse_whole_block_moves`), or that needs a partner in a batch of one.
+        ConfigError: on a temperature <= 0 or chunk_rows < 0, or an NDA operation that cannot be
+            read, that moves whole blocks (`refuse_whole_block_moves`), or that needs a partner in a
+            batch of one.
         ValueError: on clips of another length than the model's.
     """
 
@@ -70,14 +80,18 @@ class DpcMethod(nn.Module):
         *,
         temperature: float = 1.0,
         normalize: bool = False,
+        chunk_rows: int = 0,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ConfigError(f"temperature must be above 0, got {temperature}")
+        if chunk_rows < 0:
+            raise ConfigError(f"chunk_rows must be 0 (all rows at once) or more, got {chunk_rows}")
         self.nda = nda or NdaConfig()
         self.operation = self.nda.operation()
         self.temperature = temperature
         self.unit_length = normalize
+        self.chunk_rows = chunk_rows
         self.pixels = Normalize()
         self.dpc = DPC(dpc)
         # Targets are blocks encoded one by one; a past is read in order, and may be reordered.
@@ -106,24 +120,59 @@ class DpcMethod(nn.Module):
         """
         blocks = self._blocks(batch["video"])
         predictions, targets = self.dpc(blocks)
-        nda = self._nda_columns(blocks, predictions, targets, generator)
+        nda = self._negatives(blocks, predictions, targets, generator)
+        contrast = self._contrast_in_chunks if self.chunk_rows else self._contrast
+        loss, metrics = contrast(predictions, targets, nda, self.nda.weight_at(step))
+        return {"loss": loss} | metrics
+
+    def _contrast(
+        self, predictions: Tensor, targets: Tensor, nda: DealtNegatives | None, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of all rows at once."""
         queries, keys = self._rows(predictions), self._rows(targets)
-        columns = gather_with_grad(keys)
-        if nda is None and len(columns) == 1:
-            raise ValueError("one prediction has no negatives: use a larger batch or more cells")
+        columns = self._columns(keys, nda)
         own_column = rank() * len(keys) + torch.arange(len(keys), device=keys.device)
         others = torch.arange(len(columns), device=keys.device) != own_column.unsqueeze(1)
+        broken = columns_of(nda, predictions) if nda else None
         result = info_nce_from_similarities(
             paired_similarity(queries, keys),
             similarity(queries, columns),
-            nda.similarity if nda else None,
+            broken.similarity if broken else None,
             temperature=self.temperature,
-            nda_weight=self.nda.weight_at(step),
+            nda_weight=weight,
             nda_scale=self.nda.scale,
             negative_mask=others,
-            nda_mask=nda.mask if nda else None,
+            nda_mask=broken.mask if broken else None,
         )
-        return {"loss": result.loss} | contrastive_metrics(result)
+        return result.loss, contrastive_metrics(result)
+
+    def _contrast_in_chunks(
+        self, predictions: Tensor, targets: Tensor, nda: DealtNegatives | None, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, ``chunk_rows`` rows at a time, in the order in which they share negatives."""
+        keys = self._rows(targets)
+        order = nda.order if nda else NATURAL_ORDER
+        own_column = rank() * len(keys) + torch.arange(len(keys), device=keys.device)
+        batch, steps, _, height, width = targets.shape
+        places = own_column.reshape(batch, steps, 1, height, width)
+        return info_nce_in_chunks(
+            self._rows(predictions, order),
+            self._rows(targets, order),
+            self._columns(keys, nda),
+            dense_rows(places, order).squeeze(1),
+            nda.negatives if nda else None,
+            chunk_rows=self.chunk_rows,
+            temperature=self.temperature,
+            nda_weight=weight,
+            nda_scale=self.nda.scale,
+        )
+
+    def _columns(self, keys: Tensor, nda: DealtNegatives | None) -> Tensor:
+        """The targets of all ranks, (K, D), which all rows meet."""
+        columns = gather_with_grad(keys)
+        if nda is None and len(columns) == 1:
+            raise ValueError("one prediction has no negatives: use a larger batch or more cells")
+        return columns
 
     def _blocks(self, video: Tensor) -> Tensor:
         """uint8 (B, C, N * T, H, W) -> normalised blocks (B, N, C, T, H, W)."""
@@ -137,13 +186,13 @@ class DpcMethod(nn.Module):
         clips = rearrange(video, "b c (n t) h w -> (b n) c t h w", n=config.num_blocks)
         return rearrange(self.pixels(clips), "(b n) c t h w -> b n c t h w", n=config.num_blocks)
 
-    def _nda_columns(
+    def _negatives(
         self,
         blocks: Tensor,
         predictions: Tensor,
         targets: Tensor,
         generator: torch.Generator | None,
-    ) -> NdaColumns | None:
+    ) -> DealtNegatives | None:
         if self.operation is None:
             return None
         originals = self._blocks_to_break(blocks)
@@ -162,7 +211,7 @@ class DpcMethod(nn.Module):
         true = targets if self.nda.where == "context" else predictions
         if self.nda.entry == "pooled":
             true, features = _pooled(true), _pooled(features)
-        return nda_columns(
+        return deal_negatives(
             self.nda, self._comparable(true), self._comparable(features), used, broken.partner
         )
 
@@ -194,8 +243,8 @@ class DpcMethod(nn.Module):
             return changed_cells(changed, (1, 1), least).expand(-1, -1, height, width)
         return changed_cells(changed, (height, width), least)
 
-    def _rows(self, maps: Tensor) -> Tensor:
-        return dense_rows(self._comparable(maps))
+    def _rows(self, maps: Tensor, order: str = NATURAL_ORDER) -> Tensor:
+        return dense_rows(self._comparable(maps), order)
 
     def _comparable(self, maps: Tensor) -> Tensor:
         """Maps (B, P, D, h, w) as the loss compares them: float32, of unit length if asked."""

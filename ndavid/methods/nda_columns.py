@@ -13,8 +13,11 @@ from einops import rearrange
 from torch import Tensor
 
 from ndavid.collectives import gather_with_grad, gather_without_grad, rank
+from ndavid.losses.chunked import GroupedNegatives
 from ndavid.losses.contrastive import similarity
 from ndavid.methods.nda_config import NdaConfig
+
+NATURAL_ORDER = "(b p h w)"
 
 # How rows are laid out while they meet their groups: own-sample groups go sample by sample,
 # batch-wide ones cell by cell.
@@ -43,9 +46,43 @@ class NdaColumns(NamedTuple):
     """(R, M), True where the row uses the column."""
 
 
-def dense_rows(maps: Tensor) -> Tensor:
-    """Maps (B, P, D, h, w) -> rows (B * P * h * w, D)."""
-    return rearrange(maps, "b p d h w -> (b p h w) d")
+class DealtNegatives(NamedTuple):
+    """Broken features before they are compared, and the order of the rows that share them."""
+
+    order: str
+    """Of the axes b, p, h and w, as einops writes it."""
+    negatives: GroupedNegatives
+
+
+def dense_rows(maps: Tensor, order: str = NATURAL_ORDER) -> Tensor:
+    """Maps (B, P, D, h, w) -> rows (B * P * h * w, D), in any ``order`` of the axes."""
+    return rearrange(maps, f"b p d h w -> {order} d")
+
+
+def deal_negatives(
+    config: NdaConfig, true: Tensor, broken: Tensor, used: Tensor, partner: Tensor
+) -> DealtNegatives:
+    """Deals the broken maps to groups of rows, in the order that lays such rows side by side.
+
+    The arguments are those of `nda_columns`. With ``share=batch`` the broken features of all ranks
+    are gathered, with gradient, and each group knows who lent content to which of its features.
+    """
+    batch, steps, _, height, width = true.shape
+    # Pooled maps hold the same vector in every cell: once is enough.
+    align = "same_cell" if config.entry == "pooled" else config.align
+    groups = (_GROUPS_OF_STEPS if config.where == "context" else _GROUPS)[config.share, align]
+    order = _ROWS[config.share]
+    if config.share == "batch":
+        broken, used = gather_with_grad(broken), gather_without_grad(used)
+    keys, marks = rearrange(broken, groups, b=batch), _deal(used, groups, batch)
+    dealt = GroupedNegatives(dense_rows(true, order), keys, marks)
+    if config.share == "batch":
+        lenders = _deal(_lenders(partner, batch).expand_as(used), groups, batch)
+        samples = rank() * batch + torch.arange(batch, device=true.device)
+        samples = samples.reshape(-1, 1, 1, 1).expand(batch, steps, height, width)
+        owners = rearrange(samples, f"b p h w -> {order}")
+        dealt = dealt._replace(owner=owners, lender=lenders)
+    return DealtNegatives(order, dealt)
 
 
 def nda_columns(
@@ -60,30 +97,21 @@ def nda_columns(
         used: bool (K * B, Q, h, w): which broken features are negatives at all.
         partner: (K * B,) index in this rank's batch of the sample that lent content, -1 for none.
 
-    Returns the columns of the rows that `dense_rows` makes of ``true``. With ``share=batch`` the
-    broken features of all ranks are gathered, with gradient, and a row skips those that borrowed
-    from its own sample: there they hold the row's positive.
+    Returns the columns of the rows that `dense_rows` makes of ``true``. With ``share=batch`` a row
+    skips the features that borrowed from its own sample: there they hold the row's positive.
     """
+    return columns_of(deal_negatives(config, true, broken, used, partner), true)
+
+
+def columns_of(dealt: DealtNegatives, true: Tensor) -> NdaColumns:
+    """Every row's similarities with its group, in the order of `dense_rows` of ``true``."""
     batch, steps, _, height, width = true.shape
     axes = {"b": batch, "p": steps, "h": height, "w": width}
-    # Pooled maps hold the same vector in every cell: once is enough.
-    align = "same_cell" if config.entry == "pooled" else config.align
-    groups = (_GROUPS_OF_STEPS if config.where == "context" else _GROUPS)[config.share, align]
-    order = _ROWS[config.share]
-    if config.share == "batch":
-        broken, used = gather_with_grad(broken), gather_without_grad(used)
-    queries = rearrange(true, f"b p d h w -> {order} d")
-    scores = similarity(queries, rearrange(broken, groups, b=batch))
-    mask = _per_row(_deal(used, groups, batch), len(queries))
-    if config.share == "batch":
-        lenders = _deal(_lenders(partner, batch).expand_as(used), groups, batch)
-        samples = rank() * batch + torch.arange(batch, device=true.device)
-        samples = rearrange(
-            samples.reshape(-1, 1, 1, 1).expand(batch, steps, height, width),
-            f"b p h w -> {order} ()",
-        )
-        mask = mask & (samples != _per_row(lenders, len(queries)))
-    natural = f"{order} m -> (b p h w) m"
+    order, negatives = dealt
+    scores = similarity(negatives.query, negatives.keys)
+    everything = slice(0, len(negatives.query)), slice(0, len(negatives.keys))
+    mask = negatives.mask(*everything)
+    natural = f"{order} m -> {NATURAL_ORDER} m"
     return NdaColumns(rearrange(scores, natural, **axes), rearrange(mask, natural, **axes))
 
 
@@ -96,8 +124,3 @@ def _lenders(partner: Tensor, batch: int) -> Tensor:
 def _deal(marks: Tensor, groups: str, batch: int) -> Tensor:
     """Marks (K * B, Q, h, w) -> (G, M), as the features they belong to are dealt."""
     return rearrange(marks, groups.replace(" d", ""), b=batch)
-
-
-def _per_row(groups: Tensor, rows: int) -> Tensor:
-    """(G, M), one line a group -> (R, M), one line a row."""
-    return groups.repeat_interleave(rows // len(groups), dim=0)

@@ -175,6 +175,35 @@ def test_loss_agrees_with_loops(where, entry, spec, share, span, per_sample, wei
     assert {"nda_accuracy", "nda_outrank", "nda_active"} <= set(result)
 
 
+CHUNKED = [
+    {},
+    {"spec": "stitch"},
+    {"spec": "stitch", "align": "all", "where": "all", "per_sample": 2, "weight": 0.5},
+    {"spec": "stitch", "share": "batch", "scale": 1.5},
+    {"spec": "stitch", "share": "batch", "align": "all", "stop_grad": True},
+    {"spec": "cut_mix", "where": "context", "share": "batch", "entry": "pooled"},
+    {"spec": "frame_shuffle", "where": "context", "weight": 0.0},
+]
+
+
+@pytest.mark.parametrize("options", CHUNKED, ids=str)
+def test_scores_in_chunks_make_no_difference(options: dict) -> None:
+    config, batch = NdaConfig(**options), clips(2)
+    similar = {"normalize": True, "temperature": 0.1}
+    whole, chunked = (make(config, chunk_rows=rows, **similar).eval() for rows in (0, 5))
+    expected, made = step(whole, batch), step(chunked, batch)
+    assert set(made) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(made[name], value, rtol=1e-5, atol=1e-6)
+    for one, other in zip(gradients(whole, batch), gradients(chunked, batch), strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm()
+
+
+def test_rows_at_a_time_must_not_be_negative() -> None:
+    with pytest.raises(ConfigError, match="chunk_rows"):
+        make(chunk_rows=-1)
+
+
 def test_every_parameter_learns_from_broken_clips() -> None:
     plain = gradients(make().eval(), clips(2))
     with_nda = gradients(make(NdaConfig(spec="stitch")).eval(), clips(2))
