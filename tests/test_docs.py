@@ -28,6 +28,7 @@ from doc_pages import ROOT
 
 from ndavid import cli, losses, nda
 from ndavid.data.synthetic import motion_classes, write_motion_clips
+from ndavid.errors import NdavidError
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.protocol import Protocol, Result, load_result
 from ndavid.models.encoders import build_encoder
@@ -199,6 +200,33 @@ def test_the_readme_from_videos_to_numbers(prepared: Path, tmp_path: Path) -> No
     assert result.checkpoint and result.protocol.num_videos > 0
 
 
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("python eval/linear.py --config eval/configs/ucf101_linear.yaml --vews.clips 1", "views"),
+        ("python eval/linear.py --config eval/configs/ucf102_linear.yaml", "ucf102_linear.yaml"),
+        ("python eval/linear.py --config eval/configs/ucf101_linear.yaml --seed one", "seed"),
+        ("torchrun --nproc_per_node 2 recipes/pretrain_dcp.py", "pretrain_dcp.py"),
+        ("python datasets/verify.py data/mine --decode-al", "refused"),
+        ("accelerate launch --config_file recipes/launch/gpu3.yaml eval/knn.py", "gpu3.yaml"),
+        ("make tests", "make tests"),
+        ("ndavd preview", "127"),
+    ],
+)
+def test_a_wrong_command_is_found(command: str, found: str, at_place: Path, tmp_path: Path) -> None:
+    block = doc_pages.Block("bash", f"for x in 1; do\n  {command}\ndone\n", "", 1)
+    with pytest.raises((AssertionError, NdavidError, OSError, subprocess.SubprocessError)) as error:
+        take_all(block, "here", tmp_path, run=False)
+    assert found in str(error.value)
+
+
+def test_commands_are_what_bash_makes_of_them(tmp_path: Path) -> None:
+    text = 'for n in a b; do\n  python eval/x.py "$n c" \\\n    --k {1..2} # said\ndone\n'
+    block = doc_pages.Block("bash", text, "", 1)
+    expected = [["python", "eval/x.py", f"{n} c", "--k", "1", "2"] for n in "ab"]
+    assert doc_pages.commands(block, tmp_path) == expected
+
+
 def follow(page: str, place: Path, folder: Path, *, run: bool) -> list[str]:
     """Takes a page's blocks in turn: runs Python, checks commands, with ``run`` runs them too.
 
@@ -208,13 +236,20 @@ def follow(page: str, place: Path, folder: Path, *, run: bool) -> list[str]:
     done: list[str] = []
     for number, block in enumerate(doc_pages.blocks(page)):
         if block.language == "bash":
-            for words in doc_pages.commands(block, folder):
-                done += take(words, f"{page}, line {block.line}: {' '.join(words)}", run=run)
+            done += take_all(block, page, folder, run=run)
             continue
         names |= stand_ins(page, number, place)
         code = compile("\n" * block.line + block.text, page, "exec", dont_inherit=True)
         with registered_ops():
             exec(code, names)
+    return done
+
+
+def take_all(block: doc_pages.Block, page: str, folder: Path, *, run: bool) -> list[str]:
+    """Takes the commands of a block in turn; returns the names of those that ran."""
+    done = []
+    for words in doc_pages.commands(block, folder):
+        done += take(words, f"{page}, line {block.line}: {' '.join(words)}", run=run)
     return done
 
 
