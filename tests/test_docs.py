@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
@@ -27,6 +28,7 @@ import torch
 from doc_pages import ROOT
 
 from ndavid import cli, losses, nda
+from ndavid.config import field_types
 from ndavid.data.synthetic import motion_classes, write_motion_clips
 from ndavid.errors import NdavidError
 from ndavid.evaluation.intervals import Metric
@@ -225,6 +227,24 @@ def test_commands_are_what_bash_makes_of_them(tmp_path: Path) -> None:
     block = doc_pages.Block("bash", text, "", 1)
     expected = [["python", "eval/x.py", f"{n} c", "--k", "1", "2"] for n in "ab"]
     assert doc_pages.commands(block, tmp_path) == expected
+
+
+def test_the_keys_that_pages_name_exist() -> None:
+    """Dotted keys in backticks, such as `nda.weight`, are keys of some script's config."""
+    scripts = [path for f in ("recipes", "eval") for path in sorted((ROOT / f).glob("*.py"))]
+    known = set()
+    for script in scripts:
+        for value in vars(load(script)).values():
+            if dataclasses.is_dataclass(value) and value.__name__.endswith("Config"):
+                known |= field_types(value).keys()
+    groups = {key.partition(".")[0] for key in known if "." in key}
+    unknown = set()
+    for page in PAGES:
+        for code in re.findall(r"`(?:--)?([a-z_]+\.[a-z_.]+)(?=[ :`])", (ROOT / page).read_text()):
+            group, _, name = code.partition(".")
+            if group in groups and code not in known and not hasattr(nda, name):
+                unknown.add((page, code))
+    assert len(known) > 100 and not unknown
 
 
 def follow(page: str, place: Path, folder: Path, *, run: bool) -> list[str]:
