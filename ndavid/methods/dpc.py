@@ -108,8 +108,9 @@ class DpcMethod(nn.Module):
         """The submodules worth ``torch.compile``: the encoder, which is nearly all of the time.
 
         The rest draws parameters on the CPU and talks to other ranks, which a graph cannot hold.
+        Raises ConfigError with ``checkpoint_activations``, which a graph cannot hold either.
         """
-        return (self.dpc.encoder,)
+        return (self.dpc.encoder.compilable(),)
 
     def forward(
         self, batch: dict[str, Tensor], *, generator: torch.Generator | None, step: int

@@ -82,8 +82,11 @@ class MocoMethod(nn.Module):
         self.moco = MoCo(moco)
 
     def compile_targets(self) -> tuple[nn.Module, ...]:
-        """The submodules worth ``torch.compile``: both encoders."""
-        return (self.moco.encoder, self.moco.key_encoder)
+        """The submodules worth ``torch.compile``: both encoders.
+
+        Raises ConfigError with ``checkpoint_activations``, which a graph cannot hold.
+        """
+        return (self.moco.encoder.compilable(), self.moco.key_encoder)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Images or clips, uint8 (B, C, [T,] H, W) -> what evaluations see, (B, feature_dim)."""

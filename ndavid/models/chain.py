@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ndavid.models.encoder_base import Encoder, ImageEncoder
+from ndavid.models.recomputation import run_in_a_row, run_recomputed
 
 
 class VideoChain(Encoder):
@@ -24,7 +25,11 @@ class VideoChain(Encoder):
 
     def forward(self, clips: Tensor) -> Tensor:
         self.require_clips(clips)
-        return _in_a_row(self, clips)
+        run = run_recomputed if self.recomputes else run_in_a_row
+        return run(self.row(), clips)
+
+    def row(self) -> tuple[nn.Module, ...]:
+        return tuple(self.children())
 
 
 class ImageChain(ImageEncoder):
@@ -35,7 +40,11 @@ class ImageChain(ImageEncoder):
         self.feature_dim = _adopt(self, parts, probe=(1, 3, 64, 64))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        return _in_a_row(self, images)
+        run = run_recomputed if self.recomputes else run_in_a_row
+        return run(self.row(), images)
+
+    def row(self) -> tuple[nn.Module, ...]:
+        return tuple(self.children())
 
 
 class ChannelsFirst(nn.Module):
@@ -51,10 +60,5 @@ def _adopt(encoder: Encoder, parts: Mapping[str, nn.Module], probe: tuple[int, .
         encoder.add_module(name, part)
     # On the meta device nothing is computed but shapes.
     shadow = copy.deepcopy(encoder).to("meta").eval()
-    return int(_in_a_row(shadow, torch.empty(probe, device="meta")).shape[1])
-
-
-def _in_a_row(encoder: Encoder, x: Tensor) -> Tensor:
-    for part in encoder.children():
-        x = part(x)
-    return x
+    made = run_in_a_row(shadow.children(), torch.empty(probe, device="meta"))
+    return int(made.shape[1])

@@ -50,6 +50,8 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="ndavid", model_card
     takes_images: ClassVar[bool] = False
     feature_dim: int
     name: str
+    recomputes: bool = False
+    """Whether backward computes inner maps again: see `checkpoint_activations`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +59,35 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="ndavid", model_card
     def pooled(self, pixels: Tensor) -> Tensor:
         """Clips or images -> vectors (B, feature_dim): the mean of the map."""
         return self(pixels).flatten(2).mean(2)
+
+    def row(self) -> tuple[nn.Module, ...]:
+        """The submodules that, one after the other, are the encoder; empty where it is no row."""
+        return ()
+
+    def checkpoint_activations(self) -> None:
+        """From now on, forwards with gradient keep only what enters each block of layers.
+
+        Backward computes the rest again, block by block: about a third more time a step, for a
+        fraction of the memory. Output, gradients and running statistics stay the same, on the CPU
+        to the bit. Not together with ``torch.compile``.
+
+        Raises ConfigError for an encoder that is no row of blocks.
+        """
+        if not self.row():
+            raise ConfigError(
+                f"{self.name} cannot checkpoint its activations: it is not built as a row of "
+                "blocks; take a ResNet, or leave checkpoint_activations false"
+            )
+        self.recomputes = True
+
+    def compilable(self) -> Encoder:
+        """The encoder itself, for ``torch.compile``; ConfigError if it recomputes activations."""
+        if self.recomputes:
+            raise ConfigError(
+                "model.checkpoint_activations and run.compile do not go together: a compiled "
+                "graph decides by itself what to keep; set one of them to false"
+            )
+        return self
 
     def require_clips(self, pixels: Tensor) -> None:
         """Raises ClipSizeError, with the way out, for anything but (B, C, T, H, W)."""

@@ -24,6 +24,7 @@ from ndavid.models.cifar_stem import cifar_resnet
 from ndavid.models.encoder_base import ClipSizeError, Encoder, ImageEncoder
 from ndavid.models.mvit import PytorchvideoMvit, TorchvisionMvit
 from ndavid.models.precision import guard_cpu_bfloat16
+from ndavid.models.recomputation import run_recomputed
 from ndavid.models.residual_frames import ResidualFrames
 from ndavid.models.resnet2d3d import DEPTHS, ResNet2d3d
 
@@ -204,10 +205,20 @@ class TimmEncoder(ImageEncoder):
 
     def encode_images(self, images: Tensor) -> Tensor:
         try:
-            maps = self.frames(images)[-1]
+            maps = self._last_map(images)
         except AssertionError as error:  # timm's way of saying that the size does not fit
             raise ClipSizeError(f"{self.name} does not take these frames: {error}") from error
         return rearrange(maps, "b h w d -> b d h w") if self._channels_last else maps
+
+    def _last_map(self, images: Tensor) -> Tensor:
+        # timm's own way of checkpointing moves running statistics twice.
+        return run_recomputed(self.row(), images) if self.recomputes else self.frames(images)[-1]
+
+    def row(self) -> tuple[nn.Module, ...]:
+        from timm.models import FeatureListNet
+
+        is_row = isinstance(self.frames, FeatureListNet) and not self.frames.concat
+        return tuple(self.frames.children()) if is_row else ()
 
 
 _BUILDERS: dict[str, Callable[[str, bool], Encoder]] = {

@@ -56,6 +56,9 @@ class MocoConfig:
     """groups of a batch that batch norm treats as if each were on a device of its own"""
     shuffle: bool = True
     """whether keys meet other samples in batch norm than queries do"""
+    checkpoint_activations: bool = False
+    """keep only what enters each block of the query encoder, and compute the rest again in
+    backward: about a third more time a forward, a fraction of the memory, the same gradients"""
 
     def __post_init__(self) -> None:
         for name in ("dim", "queue_size", "bn_splits"):
@@ -93,6 +96,8 @@ class MoCo(nn.Module):
         self.key_head.load_state_dict(self.head.state_dict())
         for parameter in self._key_parameters():
             parameter.requires_grad_(False)
+        if config.checkpoint_activations:
+            self.encoder.checkpoint_activations()
         queue = nn.init.normal_(torch.empty(config.queue_size, config.dim))
         self.register_buffer("queue", nn.functional.normalize(queue, dim=1))
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))

@@ -220,7 +220,10 @@ class _Saved:
         return names.pop()
 
     def dpc_config(self) -> DpcConfig:
-        known = {field.name for field in fields(DpcConfig)} - {"pretrained"}
+        known = {field.name for field in fields(DpcConfig)} - {
+            "pretrained",
+            "checkpoint_activations",
+        }
         for section in _sections(self.config):
             if {"encoder", "pred_steps"} <= section.keys():
                 try:

@@ -28,6 +28,10 @@ class ResidualFrames(Encoder):
         self.network = network
         self.feature_dim = network.feature_dim
 
+    def checkpoint_activations(self) -> None:
+        self.network.checkpoint_activations()
+        self.recomputes = True
+
     def forward(self, clips: Tensor) -> Tensor:
         self.require_clips(clips)
         if clips.shape[2] < 2:

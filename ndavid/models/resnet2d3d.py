@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ndavid.models.encoder_base import Encoder
+from ndavid.models.recomputation import run_recomputed
 
 Triple = tuple[int, int, int]
 
@@ -72,8 +73,13 @@ class ResNet2d3d(Encoder):
 
     def forward(self, clips: Tensor) -> Tensor:
         self.require_clips(clips)
+        if self.recomputes:
+            return run_recomputed(self.row(), clips)
         x = self.maxpool(self.relu(self.bn1(self.conv1(clips))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def row(self) -> tuple[nn.Module, ...]:
+        return tuple(self.children())
 
 
 class BasicBlock(nn.Module):
