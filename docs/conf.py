@@ -52,6 +52,3 @@ html_css_files = ["width.css"]
 html_static_path = ["static"]
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
-
-linkcheck_timeout = 20
-linkcheck_workers = 2
