@@ -20,9 +20,9 @@ from pathlib import Path
 
 import part
 from made_up_video import write_scene
+from PIL import Image
 from timing import in_turns, keep_to_one_core, middle, processor_seconds, ratio_row
 from torch import Tensor
-from torchvision.io import write_jpeg
 
 from ndavid.data.decode import BACKENDS, open_reader, probe, verify_backend
 from ndavid.data.encode import EncodeSettings, reencode
@@ -38,7 +38,8 @@ def write_frames(video: Path, folder: Path) -> Path:
     folder.mkdir()
     with open_reader(video) as reader:
         for index in range(len(reader)):
-            write_jpeg(reader.read([index])[0], str(folder / f"img_{index + 1:05d}.jpg"))
+            picture = Image.fromarray(reader.read([index])[0].permute(1, 2, 0).numpy())
+            picture.save(folder / f"img_{index + 1:05d}.jpg", quality=90)
     return folder
 
 

@@ -4,7 +4,7 @@ The JSON holds whatever the script found, "machine" (machine.py) and "ratios", t
 `run.py` puts into the final table. Each has
 
 * ``name``: "this / that", with what else identifies it;
-* ``ratio``: the number;
+* ``ratio``: the number; None where nothing could be measured, and the note says why;
 * ``spread``: [low, high] around it, or None;
 * ``limit``, ``at_least`` and ``ok``, where a limit was asked for: the ratio must not exceed it, or
   with ``at_least`` not fall below it;
@@ -43,8 +43,13 @@ def print_ratios(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         low, high = row["spread"] or (None, None)
         spread = "" if low is None else f"[{low:.3g}, {high:.3g}]"
-        line = f"{row['name']:{width}s}{row['ratio']:>9.3g} {spread:20s}{verdict(row):18s}"
+        line = f"{row['name']:{width}s}{number(row['ratio']):>9s} {spread:20s}{verdict(row):18s}"
         print(line + row["note"])
+
+
+def number(ratio: float | None) -> str:
+    """A ratio as the tables show it."""
+    return "-" if ratio is None else f"{ratio:.3g}"
 
 
 def verdict(row: dict[str, Any]) -> str:

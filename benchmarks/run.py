@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import machine
+import part
 
 HERE = Path(__file__).resolve().parent
 SECONDS_A_PART = 600.0
@@ -123,7 +124,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         row["part"],
         row["name"],
-        f"{row['ratio']:.3g}",
+        part.number(row["ratio"]),
         "" if spread is None else f"{spread[0]:.3g} to {spread[1]:.3g}",
         limit,
         holds,

@@ -103,17 +103,17 @@ def ratio_row(
 
 def limited(
     name: str,
-    ratio: float,
+    ratio: float | None,
     spread: Sequence[float] | None = None,
     limit: float | None = None,
     *,
     at_least: bool = False,
     note: str = "",
 ) -> dict[str, Any]:
-    """A row of the final table, of a ratio that is known already."""
+    """A row of the final table, of a ratio that is known already; None where none was measured."""
     row: dict[str, Any] = {"name": name, "ratio": ratio, "note": note}
     row["spread"] = None if spread is None else list(spread)
-    if limit is not None:
+    if limit is not None and ratio is not None:
         row |= {"limit": limit, "at_least": at_least}
         row["ok"] = ratio >= limit if at_least else ratio <= limit
     return row
