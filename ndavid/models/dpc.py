@@ -44,7 +44,7 @@ class DpcConfig:
     """False: batch norm uses batch statistics in eval too, as the original code did."""
     checkpoint_activations: bool = False
     """Keep only what enters each block of the encoder, and compute the rest again in backward:
-    about a third more time a step, a fraction of the memory, the same gradients."""
+    about a third more time a step, half the memory or less, the same gradients."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.pred_steps < self.num_blocks:

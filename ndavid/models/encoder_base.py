@@ -67,9 +67,9 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="ndavid", model_card
     def checkpoint_activations(self) -> None:
         """From now on, forwards with gradient keep only what enters each block of layers.
 
-        Backward computes the rest again, block by block: about a third more time a step, for a
-        fraction of the memory. Output, gradients and running statistics stay the same, on the CPU
-        to the bit. Not together with ``torch.compile``.
+        Backward computes the rest again, block by block: about a third more time a step, for
+        half the memory or less (benchmarks/memory.py). Output, gradients and running statistics
+        stay the same, on the CPU to the bit. Not together with ``torch.compile``.
 
         Raises ConfigError for an encoder that is no row of blocks.
         """

@@ -58,7 +58,7 @@ class MocoConfig:
     """whether keys meet other samples in batch norm than queries do"""
     checkpoint_activations: bool = False
     """keep only what enters each block of the query encoder, and compute the rest again in
-    backward: about a third more time a forward, a fraction of the memory, the same gradients"""
+    backward: about a third more time, half the memory or less, the same gradients"""
 
     def __post_init__(self) -> None:
         for name in ("dim", "queue_size", "bn_splits"):
