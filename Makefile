@@ -4,14 +4,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench docs clean
 
 help:
 	@echo "make demo       pretrain, fine-tune and report on synthetic clips (about 10 minutes, 2 cores)"
 	@echo "make test       lint and the test suite (under 15 minutes, 2 cores, no GPU)"
 	@echo "make test-slow  the long tests that 'make test' leaves out"
 	@echo "make lint       ruff and mypy alone"
-	@echo "make bench      the speed tables under benchmarks/"
+	@echo "make bench      one table of speed ratios, in runs/bench (under 15 minutes, 2 cores)"
+	@echo "make docs       the site, in runs/docs"
 
 setup: $(READY)
 
@@ -36,10 +37,10 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/nda_ops.py --output runs/bench/nda_ops.json
-	$(BIN)/python benchmarks/loading.py --output runs/bench/loading.json
-	$(BIN)/python benchmarks/moco_step.py --output runs/bench/moco_step.json
-	$(BIN)/python benchmarks/gan_step.py --output runs/bench/gan_step.json
+	$(BIN)/python benchmarks/run.py --output runs/bench
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs runs/docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
