@@ -160,15 +160,17 @@ def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def trace(checkpoint: str, tested: Sequence[ClipRecord], fold: int) -> Provenance:
+def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) -> Provenance:
     """Returns where weights come from, and how many of the tested videos they have seen.
 
     Videos are the same when their paths in the two manifests are, whatever the file's suffix: a
-    prepared copy is the same video.
+    prepared copy is the same video. So they are when their files are: a union of datasets names
+    them otherwise.
 
     Args:
         checkpoint: As ``training_run`` takes it; empty for random weights.
         tested: The videos of the test.
+        root: What their paths are relative to.
         fold: The fold they are of, named in the note.
     """
     if not checkpoint:
@@ -176,7 +178,7 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], fold: int) -> Provenanc
     run = training_run(checkpoint)
     if run is None or not (where := run.describe()):
         return _unrecorded("videos")
-    seen = _count_seen(run, tested)
+    seen = _count_seen(run, tested, root)
     details = {
         "run": str(run.folder),
         "trained_on": where,
@@ -244,18 +246,28 @@ def gallery(checkpoint: str, folds: Iterable[int] = (1,)) -> list[Picture]:
     return list(pictures.values())
 
 
-def _count_seen(run: TrainingRun, tested: Sequence[ClipRecord]) -> int | None:
+def _count_seen(run: TrainingRun, tested: Sequence[ClipRecord], root: Path) -> int | None:
     if not run.manifest:
         return 0  # Images hold none of the videos.
     try:
         if run.shards:
-            trained_on = clip_records(locate(run.shards, "clips").index)
-        else:
-            trained_on = read_manifest(run.manifest).select(run.split, run.fold)
+            # Of the files that they were packed from, only the names are known.
+            return len(_names(tested) & _names(clip_records(locate(run.shards, "clips").index)))
+        manifest = read_manifest(run.manifest)
+        trained_on = manifest.select(run.split, run.fold)
     except NdavidError:
         return None
-    return len(_names(trained_on) & _names(tested))
+    names, files = _names(trained_on), _files(trained_on, manifest.root)
+    return sum(
+        not names.isdisjoint(_names([record])) or not files.isdisjoint(_files([record], root))
+        for record in tested
+    )
 
 
 def _names(records: Iterable[ClipRecord]) -> set[PurePosixPath]:
     return {PurePosixPath(record.path).with_suffix("") for record in records}
+
+
+def _files(records: Iterable[ClipRecord], root: Path) -> set[Path]:
+    root = root.resolve()
+    return {root / record.path for record in records}

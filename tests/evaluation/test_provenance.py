@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ndavid.data.images import ImageDataConfig
-from ndavid.data.manifest import read_manifest
+from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.data.shard_writing import ClipFiles, write_shards
+from ndavid.data.union import Part, unite
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.image_views import share_images
 from ndavid.evaluation.provenance import checkpoint_of, gallery, trace, training_run
@@ -28,9 +30,9 @@ def test_the_test_videos_of_another_fold_are_a_leak(coloured: Path, tmp_path: Pa
     run = write_run(tmp_path / "run", coloured, fold=1)
     manifest = read_manifest(coloured)
     for path in (run, run / "checkpoints" / "step_3"):
-        clean = trace(str(path), manifest.select("test", 1), 1)
+        clean = trace(str(path), manifest.select("test", 1), manifest.root, 1)
         assert clean.notes == () and clean.details["test_videos_seen"] == 0
-        leaky = trace(str(path), manifest.select("test", 2), 2)
+        leaky = trace(str(path), manifest.select("test", 2), manifest.root, 2)
         assert leaky.details["test_videos_seen"] == 6
         assert "LEAK: 6 of the 6 test videos of fold 2" in leaky.notes[0]
 
@@ -43,8 +45,20 @@ def test_a_prepared_copy_is_the_same_video(coloured: Path, tmp_path: Path) -> No
     )
     (copy / "classes.txt").write_text((coloured / "classes.txt").read_text())
     run = write_run(tmp_path / "run", copy, fold=1)
-    found = trace(str(run), read_manifest(coloured).select("test", 2), 2)
+    found = trace(str(run), read_manifest(coloured).select("test", 2), coloured, 2)
     assert found.details["test_videos_seen"] == 6
+
+
+def test_a_union_of_datasets_names_the_same_files_otherwise(coloured: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(coloured)
+    other = Manifest(tmp_path, ("x",), (dataclasses.replace(manifest.records[0], label=0),))
+    union = unite([Part("coloured", manifest), Part("other", other, fold=1)])
+    union.write(tmp_path / "union" / "manifest.csv")
+    run = write_run(tmp_path / "run", tmp_path / "union", fold=1)
+    leaky = trace(str(run), manifest.select("test", 2), manifest.root, 2)
+    assert leaky.details["test_videos_seen"] == 6
+    clean = trace(str(run), manifest.select("test", 1), manifest.root, 1)
+    assert clean.details["test_videos_seen"] == 0
 
 
 def test_shards_are_known_by_their_index_not_by_the_manifest_beside_them(
@@ -64,31 +78,34 @@ def test_shards_are_known_by_their_index_not_by_the_manifest_beside_them(
     (run / "config.yaml").write_text(
         config.replace("data: {", f"data: {{shards: '{tmp_path / 'shards'}', ")
     )
-    leaky = trace(str(run), manifest.select("test", 1), 1)
+    leaky = trace(str(run), manifest.select("test", 1), manifest.root, 1)
     assert leaky.details["test_videos_seen"] == 6
     assert f"fold 2 of {tmp_path / 'shards'}" in leaky.notes[0]
-    assert trace(str(run), manifest.select("test", 2), 2).details["test_videos_seen"] == 0
+    assert (
+        trace(str(run), manifest.select("test", 2), manifest.root, 2).details["test_videos_seen"]
+        == 0
+    )
     (run / "config.yaml").write_text("data: {source: cifar10, root: x, shards: 'y'}\n")
-    (note,) = trace(str(run), manifest.select("test", 1), 1).notes
+    (note,) = trace(str(run), manifest.select("test", 1), manifest.root, 1).notes
     assert "not recorded" in note
 
 
 def test_a_fine_tuning_run_has_seen_its_train_split(coloured: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", coloured, fold=1)
     (run / "config.yaml").write_text(f"manifest: '{coloured}'\nfold: 2\nmode: finetune\n")
-    found = trace(str(run), read_manifest(coloured).select("test", 1), 1)
+    found = trace(str(run), read_manifest(coloured).select("test", 1), coloured, 1)
     assert found.details["test_videos_seen"] == 6
 
 
 def test_what_cannot_be_checked_is_said(coloured: Path, tmp_path: Path) -> None:
     tested = read_manifest(coloured).select("test", 1)
     run = write_run(tmp_path / "run", tmp_path / "gone", fold=1)
-    gone = trace(str(run), tested, 1)
+    gone = trace(str(run), tested, coloured, 1)
     assert gone.details["test_videos_seen"] is None and "not checked" in gone.notes[0]
     (tmp_path / "weights.pth").write_bytes(b"")
-    foreign = trace(str(tmp_path / "weights.pth"), tested, 1)
+    foreign = trace(str(tmp_path / "weights.pth"), tested, coloured, 1)
     assert foreign.details == {} and "not recorded" in foreign.notes[0]
-    assert trace("", tested, 1).notes == ()
+    assert trace("", tested, coloured, 1).notes == ()
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(CheckpointError, match=r"config\.yaml: cannot be read"):
         training_run(str(run))
@@ -102,7 +119,7 @@ def test_one_pretraining_a_fold(coloured: Path, tmp_path: Path) -> None:
     for fold in (1, 2):
         path = checkpoint_of(pattern, fold)
         assert path.endswith(f"fold{fold}")
-        assert trace(path, manifest.select("test", fold), fold).notes == ()
+        assert trace(path, manifest.select("test", fold), coloured, fold).notes == ()
 
 
 def test_the_gallery_is_that_of_each_run_once(coloured: Path, tmp_path: Path) -> None:
