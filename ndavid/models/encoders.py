@@ -26,7 +26,7 @@ from ndavid.models.mvit import PytorchvideoMvit, TorchvisionMvit
 from ndavid.models.precision import guard_cpu_bfloat16
 from ndavid.models.recomputation import run_recomputed
 from ndavid.models.residual_frames import ResidualFrames
-from ndavid.models.resnet2d3d import DEPTHS, ResNet2d3d
+from ndavid.models.resnet2d3d import DEPTHS, HALF, ResNet2d3d
 
 Body = tuple[str, ...]
 
@@ -61,12 +61,12 @@ _IMAGE_BODIES = {
 def build_encoder(name: str, *, pretrained: bool = False) -> Encoder:
     """The encoder called ``name``: clips (B, C, T, H, W) -> maps (B, feature_dim, t, h, w).
 
-    Names: ``resnet2d3d10`` (or 18, 34, 50), ``torchvision:r3d_18``, ``pytorchvideo:slow_r50``, and
-    for images (B, C, H, W) -> (B, feature_dim, h, w) as well ``torchvision:resnet50``,
-    ``timm:resnet18``, ``cifar:resnet18`` and their kin (:func:`encoder_names` lists all).
-    ``residual:`` before any of them feeds it the differences of neighbouring frames. ``pretrained``
-    asks for the library's own weights, which it downloads. Its convolutions are safe in bfloat16 on
-    the CPU.
+    Names: ``resnet2d3d10`` (or 18, 34, 50), ``resnet2d3d10_half`` (half as wide),
+    ``torchvision:r3d_18``, ``pytorchvideo:slow_r50``, and for images (B, C, H, W) ->
+    (B, feature_dim, h, w) as well ``torchvision:resnet50``, ``timm:resnet18``, ``cifar:resnet18``
+    and their kin (:func:`encoder_names` lists all). ``residual:`` before any of them feeds it the
+    differences of neighbouring frames. ``pretrained`` asks for the library's own weights, which it
+    downloads. Its convolutions are safe in bfloat16 on the CPU.
 
     Raises ConfigError for an unknown name, naming the nearest, or where there are no weights.
     """
@@ -114,7 +114,9 @@ def _models_of(library: str) -> tuple[str, ...]:
         return tuple(timm.list_models())
     if library == "cifar":
         return tuple(f"resnet{depth}" for depth in CIFAR_DEPTHS)
-    return _PYTORCHVIDEO_NETS if library else tuple(f"resnet2d3d{depth}" for depth in DEPTHS)
+    if library == "pytorchvideo":
+        return _PYTORCHVIDEO_NETS
+    return tuple(f"resnet2d3d{depth}{width}" for width in ("", HALF) for depth in DEPTHS)
 
 
 def _unknown(name: str) -> str:
@@ -132,7 +134,8 @@ def _unknown(name: str) -> str:
 
 def _ours(name: str, pretrained: bool) -> Encoder:
     _refuse_pretrained(name, pretrained)
-    return ResNet2d3d(int(name.removeprefix("resnet2d3d")))
+    depth = name.removeprefix("resnet2d3d").removesuffix(HALF)
+    return ResNet2d3d(int(depth), half=name.endswith(HALF))
 
 
 def _cifar(name: str, pretrained: bool) -> Encoder:

@@ -12,11 +12,13 @@ from ndavid.errors import ConfigError
 from ndavid.models.cifar_stem import PaddedShortcut, cifar_resnet
 from ndavid.models.encoders import build_encoder, encoder_names
 from ndavid.models.matching import load_matching
-from ndavid.models.resnet2d3d import ResNet2d3d
+from ndavid.models.resnet2d3d import FrameMaxPool, ResNet2d3d
 
 # Name, clip (T, H, W), map (D, t, h, w).
 SHAPES = [
     ("resnet2d3d10", (5, 64, 96), (256, 2, 2, 3)),
+    ("resnet2d3d10_half", (5, 64, 96), (128, 2, 2, 3)),
+    ("resnet2d3d50_half", (5, 32, 32), (512, 2, 1, 1)),
     ("resnet2d3d18", (5, 33, 64), (256, 2, 2, 2)),
     ("resnet2d3d34", (16, 32, 32), (256, 4, 1, 1)),
     ("resnet2d3d50", (5, 32, 32), (1024, 2, 1, 1)),
@@ -346,3 +348,19 @@ def test_every_listed_name_is_unique_and_names_its_library() -> None:
     assert {"torchvision:resnet50", "timm:resnet18", "cifar:resnet20"} <= set(names)
     # Networks without a map of their own before the head are not offered.
     assert not {"torchvision:vit_b_16", "torchvision:inception_v3"} & set(names)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_pooling_frame_by_frame_is_the_pooling_of_a_flat_window(
+    memory_format: torch.memory_format,
+) -> None:
+    clips = torch.randn(2, 3, 4, 7, 10, generator=torch.Generator().manual_seed(0))
+    ours = clips.clone(memory_format=memory_format).requires_grad_()
+    theirs = clips.clone().requires_grad_()
+    pooled = FrameMaxPool()(ours)
+    expected = F.max_pool3d(theirs, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+    assert torch.equal(pooled, expected)
+    weights = torch.randn_like(expected)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)  # overlapping windows add up in any order
