@@ -24,13 +24,7 @@ def test_a_fold_is_given_after_a_colon(
 ) -> None:
     one = write(tmp_path / "one", "run", ("test", "train"))
     three = write(tmp_path / "three", "jump", ("train", "test", "val"))
-    words = [
-        "--manifests",
-        f"{one}:2",
-        str(three / "manifest.csv"),
-        "--output",
-        str(tmp_path / "u"),
-    ]
+    words = [f"--manifests=[{one}:2, {three / 'manifest.csv'}]", f"--output={tmp_path / 'u'}"]
     monkeypatch.setattr(sys, "argv", ["combine.py", *words])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
