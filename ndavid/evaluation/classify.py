@@ -25,6 +25,7 @@ from ndavid.engine.distributed import gather_objects
 from ndavid.errors import DataError, TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accuracy, wilson
+from ndavid.evaluation.outcomes import Outcome, outcomes_of
 from ndavid.evaluation.protocol import Result
 from ndavid.methods.classification import ClassificationMethod
 
@@ -211,18 +212,41 @@ def accuracies(predictions: PerItem) -> dict[str, Metric]:
 
     Top-5 is left out for five classes or fewer, where it is 1 by definition.
     """
-    values, labels = predictions.values, predictions.labels
-    num_classes = values.shape[1]
-    ranked = values.argsort(dim=1, descending=True, stable=True)
-    hits = ranked == labels[:, None]
-    metrics = {"top1": top_k_accuracy(hits[:, 0].tolist())}
-    if num_classes > 5:
-        metrics["top5"] = top_k_accuracy(hits[:, :5].any(1).tolist())
+    metrics = {name: top_k_accuracy(hit.tolist()) for name, hit in _top_hits(predictions).items()}
     counts = confusion_matrix(predictions)
     metrics["mean_class_accuracy"] = mean_class_accuracy(
         counts.diagonal().tolist(), counts.sum(1).tolist()
     )
     return metrics
+
+
+def top_outcomes(predictions: PerItem, names: Sequence[str], *, suffix: str = "") -> list[Outcome]:
+    """Returns each item's part in the top-1 and top-5 of ``accuracies``.
+
+    Mean class accuracy has none: what an item adds to it depends on how many its class has.
+
+    Args:
+        predictions: As for ``accuracies``.
+        names: Of all items of the dataset, unreadable ones too: ``indices`` are places in it.
+        suffix: Ends the metrics' names, e.g. ``_k20``.
+    """
+    items = [names[index] for index in predictions.indices.tolist()]
+    return [
+        outcome
+        for name, hit in _top_hits(predictions).items()
+        for outcome in outcomes_of(name + suffix, items, hit.tolist())
+    ]
+
+
+def _top_hits(predictions: PerItem) -> dict[str, Tensor]:
+    """Bool (M,) for top1 and, of more than five classes, top5: whether an item is right."""
+    values, labels = predictions.values, predictions.labels
+    ranked = values.argsort(dim=1, descending=True, stable=True)
+    hits = ranked == labels[:, None]
+    found = {"top1": hits[:, 0]}
+    if values.shape[1] > 5:
+        found["top5"] = hits[:, :5].any(1)
+    return found
 
 
 def confusion_matrix(predictions: PerItem) -> Tensor:

@@ -48,7 +48,8 @@ class Features:
     Attributes:
         values: (M, V, D) float32: V views a video or image.
         labels: (M,) class indices.
-        names: M names: of videos their paths, relative to the manifest's root.
+        names: M names, as given: of videos their paths relative to the manifest's root, of images
+            their positions.
         bad: Path and reason of each unreadable item that was left out.
     """
 

@@ -98,7 +98,7 @@ def _trial(config: FinetuneConfig, manifest: Manifest, fold: int) -> Trial:
     """One fold; everything that a wrong config or manifest can break is looked at here."""
     task = _Fold(config, manifest, fold)
     weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), fold)
+    provenance = trace(weights, manifest.select(config.split, fold), manifest.root, fold)
     loaded = load_classifier(
         weights, config.model, config.views, len(manifest.classes), seed=config.run.seed
     )
@@ -197,15 +197,17 @@ class _Fold:
 
     def test(
         self, method: ClassificationMethod, device: torch.device, epoch: int
-    ) -> tuple[PerItem, Protocol]:
+    ) -> tuple[PerItem, Sequence[str], Protocol]:
         config, manifest, views = self.config, self.manifest, self.config.views
         test = manifest.select(config.split, self.fold)
         if self.subset is None:
             dataset, report = views_dataset(test, manifest, views)
             count = views.clips * views.crops
+            scored = dataset.records
             predictions = self._classify(method, dataset, device, count, "testing")
         else:
             _, report = usable(test, self.sampler)
+            scored = self.subset.scored
             predictions = self._classify_subset(method, device, epoch)
         protocol = describe(
             views, config.manifest, manifest, report, split=config.split, fold=self.fold
@@ -219,7 +221,7 @@ class _Fold:
             protocol.short = "drop"
             protocol.num_dropped = self.subset.num_test - self.subset.num_long
             protocol.notes += [*NOTES, self.subset.describe() + "."]
-        return predictions, protocol
+        return predictions, [record.path for record in scored], protocol
 
     def _training_clips(
         self, records: Sequence[ClipRecord], *, on_error: Literal["raise", "next"]
@@ -257,7 +259,6 @@ class _Fold:
         self, method: ClassificationMethod, device: torch.device, epoch: int
     ) -> PerItem:
         assert self.subset is not None
-        scored = self.subset.records[: self.subset.num_scored]
-        clips = self._training_clips(scored, on_error="raise")
+        clips = self._training_clips(self.subset.scored, on_error="raise")
         dataset = RandomViews(clips, derive_seed(self.seed, "paper_compat", epoch))
         return self._classify(method, dataset, device, 1, "scoring the test subset")

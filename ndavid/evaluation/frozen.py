@@ -19,6 +19,7 @@ from ndavid.collectives import world_size
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.outcomes import Outcome
 from ndavid.evaluation.pretrained import Pretrained
 from ndavid.evaluation.protocol import Protocol, Result
 from ndavid.evaluation.provenance import Provenance
@@ -71,6 +72,7 @@ class Frozen:
         *,
         chance: float | None,
         details: dict[str, Any],
+        outcomes: Sequence[Outcome] = (),
     ) -> Result:
         """Returns the Result; ``details`` come before those on weights and unreadable items."""
         return Result(
@@ -90,4 +92,5 @@ class Frozen:
                 "pretraining": self.provenance.details,
                 "bad": [list(entry) for entry in (*self.train.bad, *self.test.bad)],
             },
+            outcomes=list(outcomes),
         )

@@ -119,12 +119,16 @@ def measured_images(config: ImageConfig) -> ImageDataConfig:
 def image_features(
     extract: Extraction, source: ImageSource, views: ImageViewsConfig, words: str
 ) -> Features:
-    """Returns the features of all images of a source."""
+    """Returns the features of all images of a source, named by their positions there."""
     dataset = ImageViews(source, views)
-    names = [source.name(index) for index in range(len(source))]
-    return extract(dataset, dataset.digest(), names, words)
+    return extract(dataset, dataset.digest(), positions(source), words)
+
+
+def positions(source: ImageSource) -> list[str]:
+    """Returns what outcomes call images: positions, which are the same wherever the data lies."""
+    return [str(index) for index in range(len(source))]
 
 
 def write_image_result(result: Result, config: ImageConfig) -> Result:
-    """Writes ``result.json`` and ``report.html`` into the output folder; returns the result."""
+    """Writes result, outcomes and report into the output folder; returns the result."""
     return write_outputs(result, config, config.output, pictures=gallery(config.checkpoint))

@@ -11,6 +11,8 @@ import torch
 
 from ndavid.data.manifest import Manifest
 from ndavid.engine.distributed import make_accelerator
+from ndavid.evaluation.broken_clips import BrokenCopies, BrokenViews
+from ndavid.evaluation.classify import TestDataset
 from ndavid.evaluation.features import Extraction, video_digest
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.pretrained import load_classifier, locate_each
@@ -40,8 +42,18 @@ class FrozenFold(Frozen):
 ConfigT = TypeVar("ConfigT", bound=FrozenVideosConfig)
 
 
-def measure_folds(config: ConfigT, measure: Callable[[ConfigT, FrozenFold], Result]) -> Result:
+def measure_folds(
+    config: ConfigT,
+    measure: Callable[[ConfigT, FrozenFold], Result],
+    *,
+    broken: BrokenCopies | None = None,
+) -> Result:
     """Returns the mean over the folds of what ``measure`` finds on each.
+
+    Args:
+        config: What is measured on what.
+        measure: Finds the Result of one fold.
+        broken: Broken copies that stand beside the views, if any.
 
     Raises:
         CheckpointError: If a fold's checkpoint is missing or damaged, before the first is measured.
@@ -49,12 +61,20 @@ def measure_folds(config: ConfigT, measure: Callable[[ConfigT, FrozenFold], Resu
     device = make_accelerator(device=config.device).device
     locate_each(config.checkpoint, config.folds)
     return mean_over_folds(
-        [measure(config, load_fold(config, fold, device)) for fold in config.folds]
+        [measure(config, load_fold(config, fold, device, broken)) for fold in config.folds]
     )
 
 
-def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> FrozenFold:
+def load_fold(
+    config: FrozenVideosConfig,
+    fold: int,
+    device: torch.device,
+    broken: BrokenCopies | None = None,
+) -> FrozenFold:
     """Returns the features of one fold, computed on ``device`` or read from the cache.
+
+    Of each video they are those of its views, (M, V, D); with ``broken`` those of its views and
+    then of each kind of copy, (M, looks * V, D).
 
     Raises:
         CheckpointError, ConfigError: As ``load_classifier``.
@@ -63,7 +83,7 @@ def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> Fr
     started = time.monotonic()
     views, manifest = config.views, open_manifest(config.manifest)
     weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), fold)
+    provenance = trace(weights, manifest.select(config.split, fold), manifest.root, fold)
     loaded = load_classifier(weights, config.model, views, len(manifest.classes), seed=config.seed)
     extract = Extraction(
         loaded.classifier,
@@ -71,7 +91,7 @@ def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> Fr
         config.cache_folder(),
         on_bad=views.on_bad,
         views_per_batch=views.views_per_batch,
-        views_per_item=views.clips * views.crops,
+        views_per_item=views.clips * views.crops * (broken.looks if broken else 1),
         num_workers=views.num_workers,
     )
     features, reports = [], []
@@ -79,7 +99,10 @@ def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> Fr
         dataset, report = views_dataset(manifest.select(split, fold), manifest, views)
         names = [record.path for record in dataset.records]
         digest = video_digest(dataset.records, manifest, views)
-        features.append(extract(dataset, digest, names, f"{split} features"))
+        shown: TestDataset = dataset
+        if broken is not None:
+            shown, digest = BrokenViews(dataset, broken), broken.digest(digest)
+        features.append(extract(shown, digest, names, f"{split} features"))
         reports.append(report)
     train, test = features
     looked_at = describe(
@@ -106,7 +129,7 @@ def load_fold(config: FrozenVideosConfig, fold: int, device: torch.device) -> Fr
 
 
 def write_result(result: Result, config: FrozenVideosConfig) -> Result:
-    """Writes ``result.json`` and ``report.html`` into the output folder; returns the result."""
+    """Writes result, outcomes and report into the output folder; returns the result."""
     return write_outputs(
         result,
         config,

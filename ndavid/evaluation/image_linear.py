@@ -24,7 +24,7 @@ from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import ConfigError
-from ndavid.evaluation.classify import PerItem, accuracies, classification_details
+from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.frozen_images import FrozenImages, load_images, write_image_result
 from ndavid.evaluation.image_task import (
@@ -122,6 +122,7 @@ def _probe_features(config: ImageLinearConfig) -> Result:
             **classification_details(predictions, frozen.classes),
             "sweep": {f"{rate:g}": accuracy for rate, accuracy in sweep.items()},
         },
+        outcomes=top_outcomes(predictions, frozen.test.names),
     )
     return write_image_result(result, config)
 

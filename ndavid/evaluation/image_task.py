@@ -18,7 +18,12 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import PerItem, classify
-from ndavid.evaluation.frozen_images import measured_images, share_of_labels, write_image_result
+from ndavid.evaluation.frozen_images import (
+    measured_images,
+    positions,
+    share_of_labels,
+    write_image_result,
+)
 from ndavid.evaluation.image_views import ImageViews, describe_images, open_labelled
 from ndavid.evaluation.pretrained import Pretrained, load_pooled
 from ndavid.evaluation.protocol import Protocol, Result
@@ -92,14 +97,14 @@ class ImageTask:
 
     def test(
         self, method: ClassificationMethod, device: torch.device, epoch: int
-    ) -> tuple[PerItem, Protocol]:
+    ) -> tuple[PerItem, Sequence[str], Protocol]:
         config = self.config
         predictions = self._classify(method, self.tested, device, "testing")
         protocol = describe_images(config.views, config.data, self.tested, split=config.test_split)
         protocol.num_images = len(predictions.labels)
         protocol.averaging = "one view an image"
         protocol.notes += label_notes(config.label_fraction, len(self.train))
-        return predictions, protocol
+        return predictions, positions(self.tested), protocol
 
     def _classify(
         self,

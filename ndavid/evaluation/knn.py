@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from ndavid.errors import ConfigError
-from ndavid.evaluation.classify import PerItem, accuracies, classification_details, pool_confusions
+from ndavid.evaluation.classify import (
+    PerItem,
+    accuracies,
+    classification_details,
+    pool_confusions,
+    top_outcomes,
+)
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.frozen_videos import (
     FrozenFold,
@@ -22,6 +28,7 @@ from ndavid.evaluation.frozen_videos import (
 )
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.neighbours import TEMPERATURE, vote
+from ndavid.evaluation.outcomes import Outcome
 from ndavid.evaluation.protocol import Result
 
 
@@ -87,8 +94,10 @@ def classify_by_neighbours(frozen: Frozen, settings: KnnSettings) -> Result:
         for k, values in shares.items()
     }
     metrics: dict[str, Metric] = {}
+    outcomes: list[Outcome] = []
     for k, found in predictions.items():
         metrics |= {f"{name}_k{k}": metric for name, metric in _top(found).items()}
+        outcomes += top_outcomes(found, queries.names, suffix=f"_k{k}")
     protocol = frozen.protocol(
         averaging=(
             "features averaged over views, cosine similarity, votes weighted by "
@@ -103,6 +112,7 @@ def classify_by_neighbours(frozen: Frozen, settings: KnnSettings) -> Result:
         protocol,
         chance=1 / len(frozen.classes),
         details=classification_details(predictions[ks[0]], frozen.classes),
+        outcomes=outcomes,
     )
 
 

@@ -28,6 +28,7 @@ from ndavid.evaluation.classify import (
     accuracies,
     classification_details,
     pool_confusions,
+    top_outcomes,
 )
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.frozen_videos import (
@@ -98,6 +99,7 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
             **classification_details(predictions, classes),
             "sweep": {f"{decay:g}": accuracy for decay, accuracy in sweep.items()},
         },
+        outcomes=top_outcomes(predictions, fold.test.names),
     )
 
 

@@ -53,6 +53,11 @@ class Subset:
     num_long: int
     num_scored: int
 
+    @property
+    def scored(self) -> tuple[ClipRecord, ...]:
+        """The videos in full batches."""
+        return self.records[: self.num_scored]
+
     def describe(self) -> str:
         """Returns the chain of sizes, e.g. ``3783 test videos -> 2658 longer than ...``."""
         return (

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import Metric, mean_of_independent
+from ndavid.evaluation.outcomes import Outcome
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +91,8 @@ class Result:
         config: The resolved config.
         details: Task-specific tables: confusion matrix, per-class accuracy, neighbours, folds.
         schema: Version of this layout.
+        outcomes: Each item's part in the metrics that have one. Not in ``result.json`` but written
+            beside it (``outcomes.csv``), and no part of a comparison of Results.
     """
 
     task: str
@@ -104,12 +107,18 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+    outcomes: list[Outcome] = field(default_factory=list, compare=False, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes this Result as JSON, in one step, so that no reader sees half of it."""
+        """Writes this Result as JSON, in one step, so that no reader sees half of it.
+
+        ``outcomes`` are left out: thousands of rows are a table, not a part of a page to read.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+        values = dataclasses.asdict(dataclasses.replace(self, outcomes=[]))
+        del values["outcomes"]
+        text = json.dumps(values, indent=2, allow_nan=False)
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(target)
@@ -122,7 +131,7 @@ class Result:
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
-    """Reads a Result that ``Result.save`` wrote.
+    """Reads a Result that ``Result.save`` wrote; its ``outcomes`` are empty.
 
     Raises:
         DataError: If the file is missing, not JSON, not a Result, or of another schema version.
@@ -146,7 +155,7 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
 
     The interval treats the folds' test videos as independent, which holds where the official test
     splits do not overlap (UCF101; HMDB51's overlap a little, so its interval is slightly narrow).
-    The folds' own numbers stay in ``details["folds"]``.
+    The folds' own numbers stay in ``details["folds"]``; outcomes get their fold's number.
 
     Raises:
         ConfigError: Without results, or if they do not hold the same metrics.
@@ -156,8 +165,13 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
     first = results[0]
     if any(set(result.metrics) != set(first.metrics) for result in results):
         raise ConfigError("folds with different metrics cannot be averaged")
+    outcomes = [
+        dataclasses.replace(outcome, fold=result.protocol.folds[0])
+        for result in results
+        for outcome in result.outcomes
+    ]
     if len(results) == 1:
-        return first
+        return dataclasses.replace(first, outcomes=outcomes)
     protocols = [result.protocol for result in results]
     protocol = dataclasses.replace(
         first.protocol,
@@ -191,6 +205,7 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
                 for result in results
             ]
         },
+        outcomes=outcomes,
     )
 
 

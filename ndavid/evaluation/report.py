@@ -32,6 +32,7 @@ from ndavid.evaluation.figures import (
     frame_sheet,
 )
 from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.outcomes import OUTCOMES_FILE, write_outcomes
 from ndavid.evaluation.protocol import Protocol, Result
 
 RESULT_FILE = "result.json"
@@ -149,6 +150,8 @@ def write_outputs(
 ) -> Result:
     """Writes and prints the result on rank 0 (``result.json``, ``report.html``); returns it.
 
+    ``outcomes.csv`` lies beside them where the result has outcomes; an older one is removed.
+
     Args:
         result: Gets the resolved config.
         config: The evaluator's config dataclass.
@@ -161,6 +164,11 @@ def write_outputs(
     if rank() != 0:
         return result
     folder = Path(output)
+    # Before the result: whoever sees that finds the outcomes which belong to it.
+    if result.outcomes:
+        write_outcomes(result.outcomes, folder / OUTCOMES_FILE)
+    else:
+        (folder / OUTCOMES_FILE).unlink(missing_ok=True)
     result.save(folder / RESULT_FILE)
     logs = [*folder.glob("metrics.jsonl"), *sorted(folder.glob("*/metrics.jsonl"))]
     runs = {path.parent.name: path for path in logs}

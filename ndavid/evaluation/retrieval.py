@@ -8,7 +8,7 @@ video of their class among the k nearest. Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from ndavid.evaluation.frozen_videos import (
     write_result,
 )
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
+from ndavid.evaluation.outcomes import outcomes_of
 from ndavid.evaluation.protocol import Result
 
 
@@ -63,12 +64,18 @@ def _query_fold(config: RetrievalConfig, fold: FrozenFold) -> Result:
         selection="nothing is trained",
         notes=[f"Gallery: {fold.gallery}."],
     )
+    found = found_within(order, queries.labels, gallery.labels, config.ks)
     return fold.result(
         "retrieval",
-        recalls(order, queries.labels, gallery.labels, config.ks),
+        recalls(found),
         protocol,
         chance=_chance(queries.labels, gallery.labels),
         details={"neighbours": _examples(config, order, queries, gallery, fold.classes)},
+        outcomes=[
+            outcome
+            for name, hits in found.items()
+            for outcome in outcomes_of(name, queries.names, hits.tolist())
+        ],
     )
 
 
@@ -92,19 +99,20 @@ def nearest(queries: Tensor, gallery: Tensor, count: int, chunk: int = 1024) -> 
     return torch.cat(rows)
 
 
-def recalls(
+def found_within(
     order: Tensor, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int]
-) -> dict[str, Metric]:
-    """Returns R@k for each k: the share of queries with their class among the k nearest.
+) -> dict[str, Tensor]:
+    """Returns ``R@k`` for each k: bool (Q,), whether a query's class is among the k nearest.
 
     A k beyond the size of the gallery is left out.
     """
     hits = gallery_labels[order] == query_labels[:, None]
-    return {
-        f"R@{k}": top_k_accuracy(hits[:, :k].any(1).tolist())
-        for k in sorted(set(ks))
-        if k <= order.shape[1]
-    }
+    return {f"R@{k}": hits[:, :k].any(1) for k in sorted(set(ks)) if k <= order.shape[1]}
+
+
+def recalls(found: Mapping[str, Tensor]) -> dict[str, Metric]:
+    """Returns the share of queries of which each is true."""
+    return {name: top_k_accuracy(hits.tolist()) for name, hits in found.items()}
 
 
 def _chance(query_labels: Tensor, gallery_labels: Tensor) -> float:

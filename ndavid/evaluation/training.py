@@ -27,7 +27,7 @@ from ndavid.engine.loader import Collate, KeyedDataset
 from ndavid.engine.runner import RunResult, fit
 from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
-from ndavid.evaluation.classify import PerItem, accuracies, classification_details
+from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes
 from ndavid.evaluation.features import state_digest
 from ndavid.evaluation.pretrained import Pretrained
 from ndavid.evaluation.protocol import Protocol as MeasuredHow
@@ -66,8 +66,11 @@ class Task(Protocol):
 
     def test(
         self, method: ClassificationMethod, device: torch.device, epoch: int
-    ) -> tuple[PerItem, MeasuredHow]:
-        """Predictions on the test items, and how they were made; of ``epoch``, or 0: the last."""
+    ) -> tuple[PerItem, Sequence[str], MeasuredHow]:
+        """Predictions on the test items, and how they were made; of ``epoch``, or 0: the last.
+
+        Between them the names of all test items, unreadable ones too, by the predictions' indices.
+        """
 
 
 class FrozenEncoderMethod(ClassificationMethod):
@@ -194,12 +197,12 @@ class Trial:
         chosen = self._choose_weights(trained, best)
         if self._frozen_digest() != untouched:
             raise TrainingError("the frozen encoder changed while its head was trained")
-        predictions, protocol = self.task.test(self.method, device, chosen.epoch)
+        predictions, names, protocol = self.task.test(self.method, device, chosen.epoch)
         protocol.selection = chosen.selection
         protocol.num_bad = len(predictions.bad)
         protocol.notes = [*self.loaded.notes, *self.provenance.notes, *protocol.notes]
         seconds = time.monotonic() - started
-        return self._result(trained, chosen, predictions, protocol, device, seconds)
+        return self._result(trained, chosen, predictions, names, protocol, device, seconds)
 
     def _frozen_digest(self) -> str:
         return self.method.digest() if isinstance(self.method, FrozenEncoderMethod) else ""
@@ -233,6 +236,7 @@ class Trial:
         trained: RunResult,
         chosen: _Chosen,
         predictions: PerItem,
+        names: Sequence[str],
         protocol: MeasuredHow,
         device: torch.device,
         seconds: float,
@@ -267,4 +271,5 @@ class Trial:
                 },
                 "bad": [list(entry) for entry in predictions.bad],
             },
+            outcomes=top_outcomes(predictions, names),
         )

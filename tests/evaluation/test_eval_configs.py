@@ -13,6 +13,7 @@ from ndavid.evaluation.image_knn import ImageKnnConfig
 from ndavid.evaluation.image_linear import ImageLinearConfig
 from ndavid.evaluation.knn import KnnConfig
 from ndavid.evaluation.linear import LinearConfig
+from ndavid.evaluation.motion import MotionConfig
 from ndavid.evaluation.ood import OodConfig
 from ndavid.evaluation.other_images import parse_source
 from ndavid.evaluation.pretrained import load_classifier, load_pooled
@@ -24,6 +25,7 @@ VIDEO_KINDS = {
     "finetune": FinetuneConfig,
     "scratch": FinetuneConfig,
     "linear": LinearConfig,
+    "motion": MotionConfig,
     "retrieval": RetrievalConfig,
     "knn": KnnConfig,
 }
@@ -56,6 +58,15 @@ def test_each_dataset_has_each_evaluation() -> None:
     wanted = {f"{d}_{kind}" for d in videos for kind in ("finetune", "linear", "retrieval", "knn")}
     moco = ("ucf101_moco", "ucf101_6class_moco", "jhmdb21_moco")
     wanted |= {f"{d}_{kind}" for d in moco for kind in ("finetune", "linear", "retrieval", "knn")}
+    of_motion = (
+        "ucf101",
+        "hmdb51",
+        "ucf101_6class",
+        "jhmdb21",
+        "ucf101_6class_moco",
+        "jhmdb21_moco",
+    )
+    wanted |= {f"{dataset}_motion" for dataset in of_motion}
     images = (
         "cifar10",
         "cifar10_packed",
@@ -83,10 +94,15 @@ def test_the_variants_are_what_their_names_say() -> None:
 
 def test_mocos_clips_go_through_the_evaluators_of_dpcs() -> None:
     found = [path for path in OF_VIDEOS if "_moco_" in path.stem]
-    assert len(found) == 12
+    assert len(found) == 14
     for path in found:
         config = from_yaml(VIDEO_KINDS[kind_of(path)], path)
         assert (config.model.head, config.views.sampling) == ("pool", "dense"), path.name
+
+
+def test_no_motion_probe_is_given_the_seams_of_short_videos() -> None:
+    found = [path for path in OF_VIDEOS if kind_of(path) == "motion"]
+    assert {from_yaml(MotionConfig, path).views.short for path in found} == {"drop"}
 
 
 @pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)

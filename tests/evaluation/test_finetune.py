@@ -25,6 +25,7 @@ from ndavid.engine.runner import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.classify import classify, confusion_matrix
 from ndavid.evaluation.finetune import FinetuneConfig, run
+from ndavid.evaluation.outcomes import read_outcomes
 from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
 from ndavid.evaluation.protocol import Result, file_digest, load_result
 from ndavid.evaluation.training import FrozenEncoderMethod, parameter_groups
@@ -386,6 +387,8 @@ def test_two_ranks_train_and_score_each_video_once(
     assert result.metrics["top1"].n == 6
     assert result.environment["world_size"] == 2
     assert done.stdout.count("top1 ") == 1
+    tested = [record.path for record in open_manifest(str(coloured)).select("test", 1)]
+    assert [outcome.item for outcome in read_outcomes(tmp_path / "out" / "outcomes.csv")] == tested
 
 
 def test_every_trained_parameter_is_in_a_group() -> None:

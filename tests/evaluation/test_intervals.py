@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from ndavid.evaluation import intervals
 from ndavid.evaluation.intervals import (
     Metric,
     auroc,
     mean_class_accuracy,
     mean_of_independent,
+    mean_of_items,
     top_k_accuracy,
     wilson,
 )
@@ -154,3 +157,51 @@ def test_an_auroc_needs_both_kinds() -> None:
 def test_a_number_that_is_no_share_is_shown_as_it_is() -> None:
     assert str(Metric(12.25, 100, 11.5, 13.25, percent=False)) == "12.25 [11.5, 13.25] (n=100)"
     assert str(Metric(0.5, 100, 0.25, 0.75)) == "50.00 [25.00, 75.00] (n=100)"
+
+
+def shares(count: int, seed: int) -> list[float]:
+    """Sixths, as of the clips of a video, on both sides of a half."""
+    draw = torch.Generator().manual_seed(seed)
+    return (torch.randint(1, 7, (count,), generator=draw).double() / 6).tolist()
+
+
+@pytest.mark.parametrize("count", [5, 40, 300])
+def test_the_interval_of_a_mean_of_items_is_the_bootstraps(count: int) -> None:
+    values = shares(count, seed=count)
+    metric = mean_of_items(values)
+    assert (metric.value, metric.n) == (pytest.approx(sum(values) / count), count)
+    draw = np.random.default_rng(1)
+    means = sorted(
+        sum(values[place] for place in draw.integers(0, count, count)) / count for _ in range(4000)
+    )
+    # Two bootstraps of so many draws differ by a few hundredths of the interval's width.
+    close = 0.08 * (metric.high - metric.low)
+    assert (metric.low, metric.high) == pytest.approx((means[100], means[-101]), abs=close)
+
+
+def test_of_hits_and_misses_it_is_nearly_wilsons() -> None:
+    metric, proportion = mean_of_items([1.0] * 260 + [0.0] * 140), wilson(260, 400)
+    assert metric.value == proportion.value
+    assert (metric.low, metric.high) == pytest.approx((proportion.low, proportion.high), abs=0.006)
+
+
+def test_it_neither_changes_from_call_to_call_nor_with_the_draws_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = shares(70, seed=0)
+    torch.manual_seed(0)
+    whole = mean_of_items(values)
+    before = torch.random.get_rng_state()
+    for held in (1, 70 * 3, 10**9):
+        monkeypatch.setattr(intervals, "_DRAWS", held)
+        assert mean_of_items(values) == whole
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_items_that_are_all_alike_leave_no_width() -> None:
+    assert mean_of_items([0.3]) == Metric(0.3, 1, 0.3, 0.3)
+    alike = mean_of_items([1 / 3] * 10)
+    assert alike.low == pytest.approx(alike.high)
+    assert alike.low <= alike.value <= alike.high
+    with pytest.raises(ValueError, match="at least one item"):
+        mean_of_items([])

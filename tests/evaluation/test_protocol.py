@@ -10,6 +10,7 @@ import pytest
 
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import wilson
+from ndavid.evaluation.outcomes import Outcome
 from ndavid.evaluation.protocol import Protocol, Result, load_result, mean_over_folds
 
 
@@ -49,7 +50,22 @@ def test_the_mean_over_folds_keeps_each_fold() -> None:
 
 def test_one_fold_is_its_own_mean() -> None:
     alone = result(2, 3, 4)
-    assert mean_over_folds([alone]) is alone
+    assert mean_over_folds([alone]) == alone
+
+
+@pytest.mark.parametrize("numbers", [[3], [1, 3]])
+def test_outcomes_get_the_number_of_their_fold(numbers: list[int], tmp_path: Path) -> None:
+    folds = [result(number, 1, 2) for number in numbers]
+    for fold in folds:
+        fold.outcomes = [Outcome("a.mp4", "top1", 1.0), Outcome("b.mp4", "top1", 0.0)]
+    mean = mean_over_folds(folds)
+    assert [(outcome.fold, outcome.item) for outcome in mean.outcomes] == [
+        (number, item) for number in numbers for item in ("a.mp4", "b.mp4")
+    ]
+    # They stay out of the JSON, which then says the same as the Result that has them.
+    path = mean.save(tmp_path / "result.json")
+    assert "outcomes" not in json.loads(path.read_text())
+    assert load_result(path) == mean and load_result(path).outcomes == []
 
 
 def test_no_fold_has_no_mean() -> None:

@@ -17,7 +17,7 @@ from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.errors import ConfigError
 from ndavid.evaluation.pretrained import ClassifierConfig
 from ndavid.evaluation.protocol import load_result
-from ndavid.evaluation.retrieval import RetrievalConfig, nearest, recalls, run
+from ndavid.evaluation.retrieval import RetrievalConfig, found_within, nearest, recalls, run
 from ndavid.evaluation.views import ViewsConfig
 
 
@@ -36,7 +36,7 @@ def test_retrieval_equals_the_loop(seed: int, asked: int, known: int, chunk: int
     gallery_labels = torch.randint(0, 3, (known,), generator=draw)
 
     order = nearest(queries, gallery, count=known, chunk=chunk)
-    found = recalls(order, query_labels, gallery_labels, [1, 2, 5, 50])
+    found = recalls(found_within(order, query_labels, gallery_labels, [1, 2, 5, 50]))
 
     hits = {1: 0, 2: 0, 5: 0}
     for row, query in enumerate(queries.tolist()):

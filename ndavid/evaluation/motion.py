@@ -1,0 +1,247 @@
+"""Motion probe: do frozen features tell a clip from the same clip in a wrong order of frames?
+
+Every clip has two broken copies: *reversed*, its frames backwards, and *shuffled*, in a random
+order that is never the true one. A logistic regression on frozen features learns to tell true from
+reversed clips of the training videos, another true from shuffled ones; both are tested on clips of
+the test videos. Both kinds of clip show the same pictures, so that what is told above half of the
+clips is told by their order. A reversed clip moves as smoothly as a true one, and takes knowing
+which way the world runs; a shuffled one jerks.
+
+Order as a task goes back to Shuffle and Learn (Misra et al., ECCV 2016) and the arrow of time (Wei
+et al., CVPR 2018). There a network learns it; here nothing but the regression does.
+
+Both operations act on all frames of a clip. Where the encoder reads blocks (``views.sampling:
+blocks``, as DPC's), frames change place within blocks and across them: the last block of a reversed
+clip is its first one backwards.
+
+Labels are not used. A clip without motion is the same in any order, and counts all the same: as one
+told and one not. It bounds what can be reached, the lower the more of them there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ndavid.engine.rng import derive_seed
+from ndavid.errors import DataError
+from ndavid.evaluation.broken_clips import BrokenCopies
+from ndavid.evaluation.features import Features
+from ndavid.evaluation.frozen_videos import (
+    FrozenFold,
+    FrozenVideosConfig,
+    measure_folds,
+    write_result,
+)
+from ndavid.evaluation.intervals import mean_of_items
+from ndavid.evaluation.linear import (
+    LinearConfig,
+    Scaling,
+    choose,
+    fit_probe,
+    predict,
+    sweep_weight_decay,
+)
+from ndavid.evaluation.outcomes import outcomes_of
+from ndavid.evaluation.protocol import Result
+from ndavid.evaluation.views import ViewsConfig
+
+BROKEN = {"reversed": "reverse", "shuffled": "frame_shuffle"}
+"""The metrics, and the operation of ``ndavid.nda`` that breaks the clips of each."""
+
+
+@dataclass(kw_only=True)
+class MotionConfig(FrozenVideosConfig):
+    """Motion probe on cached features."""
+
+    output: str = "runs/motion"
+    """folder for result.json and report.html"""
+    views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1, short="drop"))
+    """what is read from each video, training and test alike. Short videos are best dropped: where
+    one starts over or stands still, it says which way it is played"""
+    scaling: Scaling = "standard"
+    """standard: zero mean and unit variance by training statistics; l2: unit length"""
+    weight_decays: list[float] = field(
+        default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    )
+    """L2 penalties tried (on the mean loss); the best on held-out train groups is used"""
+    holdout: float = 0.2
+    """share of the train groups held out, with all their videos, to choose it"""
+    max_iterations: int = 2000
+    """solver iterations"""
+    seed: int = 0
+    """draws random weights, where asked for, the orders of shuffled clips, the held-out groups"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.regression()
+
+    def regression(self) -> LinearConfig:
+        """Returns the same keys as those of a linear probe.
+
+        Raises:
+            ConfigError: If one is out of range.
+        """
+        return LinearConfig(
+            scaling=self.scaling,
+            weight_decays=self.weight_decays,
+            max_iterations=self.max_iterations,
+        )
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one regression told.
+
+    Attributes:
+        told: (M, 2, V) bool: of M test videos, their V true clips and the broken copies.
+        sweep: Held-out accuracy of each weight decay.
+        best: The weight decay used.
+        converged: Whether the solver had.
+    """
+
+    told: Tensor
+    sweep: dict[float, float]
+    best: float
+    converged: bool
+
+    def details(self) -> dict[str, Any]:
+        """Returns what a Result keeps: the sweep, and the shares told of either kind of clip."""
+        true, broken = self.told.double().mean(dim=(0, 2)).tolist()
+        sweep = {f"{decay:g}": accuracy for decay, accuracy in self.sweep.items()}
+        return {"told": {"true": true, "broken": broken}, "sweep": sweep}
+
+
+def run(config: MotionConfig) -> Result:
+    """Probes every fold, writes ``result.json`` and returns it."""
+    broken = BrokenCopies(tuple(BROKEN.values()), config.seed)
+    return write_result(measure_folds(config, _probe_fold, broken=broken), config)
+
+
+def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
+    held_out = _held_out(config, fold)
+    probes = {
+        name: probe_order(fold.train, fold.test, held_out, copy, config)
+        for copy, name in enumerate(BROKEN, start=1)
+    }
+    shares = {
+        name: probed.told.double().mean(dim=(1, 2)).tolist() for name, probed in probes.items()
+    }
+    decays = " and ".join(f"{probed.best:g} ({name})" for name, probed in probes.items())
+    protocol = fold.protocol(
+        averaging="each clip by itself; the share told, averaged over a video, then over videos",
+        selection=(
+            f"weight decay {decays} of {len(config.weight_decays)}, by accuracy on clips of "
+            f"{len(held_out)} videos of held-out train groups"
+        ),
+        notes=[*_on_short_videos(fold), *_on_fits(probes, config)],
+    )
+    return fold.result(
+        "motion_probe",
+        {name: mean_of_items(values) for name, values in shares.items()},
+        protocol,
+        chance=0.5,
+        details={name: probed.details() for name, probed in probes.items()},
+        outcomes=[
+            outcome
+            for name, values in shares.items()
+            for outcome in outcomes_of(name, fold.test.names, values)
+        ],
+    )
+
+
+def probe_order(
+    train: Features, test: Features, held_out: set[str], copy: int, config: MotionConfig
+) -> Probed:
+    """Fits true clips of ``train`` against one kind of copy; tests on both kinds of ``test``.
+
+    Args:
+        train: Values (M, looks * V, D): the true clips first, then each kind of copy.
+        test: The same of other videos.
+        held_out: Names of the training videos that the weight decay is chosen on; a clip and its
+            copy are always on the same side.
+        copy: Which kind, from 1.
+        config: How the regression is fitted.
+    """
+    regression = config.regression()
+    fitted, tested = beside_copies(train, copy), beside_copies(test, copy)
+    sweep = sweep_weight_decay(fitted, held_out, 2, regression)
+    best = choose(sweep)
+    probe, converged = fit_probe(fitted, 2, best, regression)
+    chances = predict(probe, tested, 2, regression).values
+    called_broken = chances[:, 1] > chances[:, 0]
+    told = called_broken == tested.labels.bool()
+    return Probed(told.view(len(test.names), 2, -1), sweep, best, converged)
+
+
+def beside_copies(features: Features, copy: int) -> Features:
+    """Returns a sample for each true clip, labelled 0, and each of one kind of copy, labelled 1.
+
+    Args:
+        features: Values (M, looks * V, D).
+        copy: Which kind, from 1.
+
+    Returns:
+        Values (M * 2 * V, 1, D), each sample named by its video.
+    """
+    looks = rearrange(features.values, "m (k v) d -> m k v d", k=1 + len(BROKEN))
+    both = looks[:, [0, copy]]
+    videos, _, views, _ = both.shape
+    return Features(
+        values=rearrange(both, "m k v d -> (m k v) 1 d"),
+        labels=repeat(torch.arange(2), "k -> (m k v)", m=videos, v=views),
+        names=tuple(name for name in features.names for _ in range(2 * views)),
+        bad=features.bad,
+    )
+
+
+def _held_out(config: MotionConfig, fold: FrozenFold) -> set[str]:
+    """Paths of the training videos that the weight decays are chosen on; classes don't matter."""
+    kept = set(fold.train.names)
+    records = tuple(
+        dataclasses.replace(record, label=-1)
+        for record in fold.manifest.select("train", fold.fold)
+        if record.path in kept
+    )
+    if len({record.group or record.path for record in records}) < 2:
+        raise DataError(
+            fold.manifest.root,
+            f"the train split of fold {fold.fold} has videos of a single source (group): none can "
+            "be held out to choose the weight decay",
+        )
+    seed = derive_seed(config.seed, "holdout", fold.fold)
+    unlabelled = dataclasses.replace(fold.manifest, records=records)
+    _, held_out = unlabelled.holdout(config.holdout, seed, fold.fold)
+    return {record.path for record in held_out}
+
+
+def _on_short_videos(fold: FrozenFold) -> list[str]:
+    short, policy = fold.looked_at.num_short, fold.looked_at.short
+    if policy == "drop" or not short:
+        return []
+    where = {"loop": "start over", "pad": "stand still"}[policy]
+    return [
+        f"{short} test videos are shorter than a clip: where they {where} tells true from broken, "
+        "without any motion. views.short: drop leaves them out."
+    ]
+
+
+def _on_fits(probes: dict[str, Probed], config: MotionConfig) -> list[str]:
+    """What a reader must know of the fits: a sweep too narrow, a solver stopped early."""
+    notes = []
+    for name, probed in probes.items():
+        if len(probed.sweep) > 2 and probed.best in (min(probed.sweep), max(probed.sweep)):
+            notes.append(
+                f"{name}: the chosen weight decay {probed.best:g} is at the edge of those tried."
+            )
+        if not probed.converged:
+            notes.append(
+                f"{name}: the regression had not converged after {config.max_iterations} "
+                "iterations."
+            )
+    return notes
