@@ -78,13 +78,15 @@ class NdaConfig(NegativesConfig):
     cell, of the whole block for a pooled map. A swap of 2 frames in a block of 5 changes 0.4.
     Unset, 0.5 for cells and 0.05 for pooled maps, so that there every operation counts as it comes
     (cut_mix replaces 0.1 to 0.5, cutout 0.1 to 0.36, stitch 0.5, a derangement all) and a mere
-    trace does not; raise it to leave out averages that are mostly of untouched content."""
+    trace does not; raise it to leave out averages that are mostly of untouched content. 0 takes
+    every cell, untouched ones too: the naive form, in which negatives deny the positive, for
+    comparison only."""
     stop_grad: bool = False
     """Encode the negatives without gradient: cheaper, and only the true side learns from them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(0 < self.least_changed <= 1, "min_changed", "in (0, 1]", self.least_changed)
+        _check(0 <= self.least_changed <= 1, "min_changed", "in [0, 1]", self.least_changed)
 
     @property
     def least_changed(self) -> float:

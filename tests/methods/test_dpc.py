@@ -231,6 +231,11 @@ def test_untouched_cells_are_masked() -> None:
     assert result["nda_active"].item() == pytest.approx(0.5)
 
 
+def test_the_naive_form_takes_untouched_cells_too() -> None:
+    config = NdaConfig(spec="stitch", min_changed=0)
+    assert step(make(config), clips(4))["nda_active"] == 1
+
+
 @pytest.mark.parametrize("spec", ["stitch", "jigsaw", "cutout", "cut_mix", "frame_shuffle"])
 def test_pooled_counts_every_operation_by_default(spec: str) -> None:
     assert step(make(NdaConfig(spec=spec, entry="pooled")), clips(4))["nda_active"] == 1

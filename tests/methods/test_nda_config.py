@@ -33,7 +33,7 @@ def test_bad_values_of_any_method_are_named(
         (NdaConfig, {"entry": "pool"}, r"nda\.entry .* did you mean 'pooled'"),
         (NdaConfig, {"span": "clips"}, r"nda\.span .* did you mean 'clip'"),
         (NdaConfig, {"align": "same"}, r"nda\.align .* did you mean 'same_cell'"),
-        (NdaConfig, {"min_changed": 0.0}, r"nda\.min_changed"),
+        (NdaConfig, {"min_changed": -0.1}, r"nda\.min_changed"),
         (NdaConfig, {"min_changed": 1.5}, r"nda\.min_changed"),
         (MocoNdaConfig, {"view": "quary"}, r"nda\.view .* query, key, .* did you mean 'query'"),
         (MocoNdaConfig, {"encoder": "keys"}, r"nda\.encoder .* did you mean 'key'"),
