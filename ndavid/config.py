@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -46,7 +47,8 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, *, description: str =
     """Builds a ``cls`` from ``--config FILE`` and overrides such as ``--optim.lr 1e-3``.
 
     Args:
-        cls: a dataclass with a default for every field; fields may be dataclasses themselves.
+        cls: a dataclass with a default for every field; fields may be dataclasses themselves, or
+            lists of them.
         argv: the words after the program's name; ``sys.argv[1:]`` when None.
         description: the text on top of ``--help``.
 
@@ -168,13 +170,17 @@ def _split_config_option(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _check_options(words: Sequence[str], cls: type) -> None:
     valid = [key for key, _ in _walk_types(cls, "")]
+    tables = [key for key, kind in _walk_types(cls, "") if get_origin(kind) is dict]
     for word in words:
         # A lone "--" or a negative number is not an option.
         if not re.match(r"--[A-Za-z]", word):
             continue
         name = word[2:].split("=", 1)[0].removesuffix("+")
-        if name not in valid:
-            hint = nearest(name, list(field_types(cls)))
+        table, _, entry = name.rpartition(".")
+        # The keys of a dict are the user's.
+        if name not in valid and table not in tables:
+            close = difflib.get_close_matches(table, tables, n=1)
+            hint = nearest(name, [f"{close[0]}.{entry}"] if close else list(field_types(cls)))
             raise ConfigError(f"{COMMAND_LINE}: unknown option '--{name}'{hint}")
 
 
@@ -227,11 +233,24 @@ def _check_keys(
             valid = [f"{prefix}.{name}" if prefix else name for name in names]
             hint = nearest(dotted, valid, elsewhere=top_keys)
             raise ConfigError(f"{source}: unknown key '{dotted}'{hint}")
-        group = _dataclass_of(hints[key])
+        group, element = _dataclass_of(hints[key]), _element_of(hints[key])
         if value is None and not _is_optional(hints[key]):
             raise ConfigError(f"{source}: '{dotted}' has no value")
         if group is not None and value is not None:
             _check_keys(group, value, source, dotted, top_keys)
+        if element is not None:
+            _check_entries(element, value, source, dotted)
+
+
+def _check_entries(cls: type, values: object, source: str, key: str) -> None:
+    """Checks a list of config dataclasses, entry by entry: their errors would name the list."""
+    if not isinstance(values, list):
+        raise ConfigError(f"{source}: '{key}' must be a list, not {values!r}")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(cls)
+    for number, entry in enumerate(values):
+        _check_keys(cls, entry, source, f"{key}[{number}]", [])
+        _guarded(cls, f"{source}: {key}[{number}]", functools.partial(parser.parse_object, entry))
 
 
 def _walk_types(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -253,6 +272,11 @@ def _dataclass_of(kind: Any) -> type | None:
     options = get_args(kind) if _is_optional(kind) else (kind,)
     found = [o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)]
     return found[0] if found else None
+
+
+def _element_of(kind: Any) -> type | None:
+    """The dataclass of which an annotation stands for a list, or None."""
+    return _dataclass_of(get_args(kind)[0]) if get_origin(kind) is list else None
 
 
 def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
@@ -303,6 +327,10 @@ def _build(cls: type[T], namespace: Any) -> T:
     values = {}
     for field in dataclasses.fields(cast(Any, cls)):
         value = getattr(namespace, field.name)
-        group = _dataclass_of(hints[field.name])
-        values[field.name] = value if group is None or value is None else _build(group, value)
+        group, element = _dataclass_of(hints[field.name]), _element_of(hints[field.name])
+        if group is not None and value is not None:
+            value = _build(group, value)
+        elif element is not None:
+            value = [_build(element, entry) for entry in value]
+        values[field.name] = value
     return cls(**values)

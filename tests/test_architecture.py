@@ -24,6 +24,7 @@ ALLOWED = {
     "methods": COMMON | {"nda", "models", "losses"},
     "engine": COMMON | {"config"},
     "evaluation": COMMON | {"config", "data", "models", "losses", "methods", "engine"},
+    "study": {"errors", "config", "engine", "evaluation"},
     "cli": {"errors", "config", "nda", "data"},
 }
 

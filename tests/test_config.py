@@ -42,6 +42,15 @@ class Config:
     fast: bool = False
 
 
+@dataclass(kw_only=True)
+class Tabled:
+    """A config with a dict and with a list of configs."""
+
+    places: dict[str, str] = field(default_factory=dict)
+    parts: list[Inner] = field(default_factory=list)
+    seed: int = 0
+
+
 def test_defaults_need_no_file() -> None:
     assert parse(Config, []) == Config()
 
@@ -129,6 +138,55 @@ def test_a_bad_file_is_one_line_naming_file_and_key(tmp_path: Path, text: str, n
 def test_a_bad_command_line_is_one_line_naming_the_option(words: list[str], named: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(Config, words)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_entry_of_a_dict_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("places: {clips: data/a, other: data/b}")
+    config = parse(Tabled, ["--places.clips", "/data/c d", f"--config={file}", "--places.new=1e3"])
+    assert config.places == {"clips": "/data/c d", "other": "data/b", "new": "1e3"}
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("--plces.a_long_name_of_mine", "did you mean 'places.a_long_name_of_mine'"),
+        ("--seed.clips", "unknown option '--seed.clips'; did you mean 'seed'"),
+        ("--place", "did you mean 'places'"),
+        ("--clips", "valid: places, parts, seed"),
+    ],
+)
+def test_an_entry_of_no_dict_is_refused(word: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(Tabled, [word, "x"])
+    assert named in str(error.value)
+
+
+def test_a_list_of_configs_is_built_and_read_back(tmp_path: Path) -> None:
+    text = "parts:\n- lr: 1e-4\n- {kind: cosine, milestones: [3]}\nseed: 2"
+    config = from_yaml(Tabled, text)
+    assert config.parts == [Inner(lr=1e-4), Inner(kind="cosine", milestones=[3])]
+    assert from_yaml(Tabled, to_yaml(config)) == config
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert parse(Tabled, [f"--config={file}", "--seed=2"]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("parts: [{lr: 1}, {lrr: 1}]", "unknown key 'parts[1].lrr'; did you mean 'parts[1].lr'"),
+        ("parts: [{lr: fast}]", "parts[0]: 'lr' must be float, not fast"),
+        ("parts: [{lr: 1}, {kind: cosin}]", "parts[1]: 'kind' is 'cosin'"),
+        ("parts: [3]", "'parts[0]' must be a block of keys, not 3"),
+        ("parts: {lr: 1}", "'parts' must be a list, not {'lr': 1}"),
+        ("parts:", "'parts' has no value"),
+    ],
+)
+def test_what_is_wrong_in_a_list_of_configs_is_named(text: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_yaml(Tabled, text)
     assert named in str(error.value) and "\n" not in str(error.value)
 
 

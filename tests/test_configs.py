@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import scripts
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from scripts import ROOT
+from scripts import load as load_script
 
 from ndavid import nda
 from ndavid.config import from_yaml
+from ndavid.errors import ConfigError
+from ndavid.study.config import StudyConfig
+from ndavid.study.plan import Step, cells, preparations
 
-ROOT = Path(__file__).resolve().parent.parent
 # Folder of recipes/configs -> script and config class.
 TRAINING = {
     "dpc": ("pretrain_dpc.py", "PretrainDpcConfig"),
@@ -27,12 +29,14 @@ RECIPES = sorted(
     path for method in TRAINING for path in (ROOT / "recipes" / "configs" / method).glob("*.yaml")
 )
 EVAL = sorted((ROOT / "eval" / "configs").glob("*.yaml"))
+STUDIES = sorted((ROOT / "recipes" / "configs" / "studies").glob("*.yaml"))
 LAUNCH = sorted((ROOT / "recipes" / "launch").glob("*.yaml"))
 # The task that ends an evaluation config's name -> script and config class.
 TASKS = {
     "finetune": ("finetune", "FinetuneConfig"),
     "scratch": ("finetune", "FinetuneConfig"),
     "linear": ("linear", "LinearConfig"),
+    "motion": ("motion", "MotionConfig"),
     "retrieval": ("retrieval", "RetrievalConfig"),
     "knn": ("knn", "KnnConfig"),
     "image-knn": ("image_knn", "ImageKnnConfig"),
@@ -43,19 +47,6 @@ TASKS = {
     "generation": ("generation", "GenerationConfig"),
     "anomaly": ("anomaly", "AnomalyConfig"),
 }
-
-
-def load_script(path: Path) -> ModuleType:
-    """Imports a script that is no package member, by its path."""
-    name = f"script_{path.parent.name}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def training_config(path: Path):  # type: ignore[no-untyped-def]
@@ -72,9 +63,9 @@ def header(path: Path) -> str:
 
 def test_every_yaml_is_covered_by_a_test_here() -> None:
     kept = {p for p in ROOT.rglob("*.y*ml") if not {".venv", "runs", ".git"} & set(p.parts)}
-    assert kept == set(RECIPES) | set(EVAL) | set(LAUNCH)
+    assert kept == set(RECIPES) | set(EVAL) | set(STUDIES) | set(LAUNCH)
     assert {path.parent.name for path in RECIPES} == set(TRAINING)
-    assert EVAL and LAUNCH
+    assert EVAL and STUDIES and LAUNCH
 
 
 def recipe_id(path: Path) -> str:
@@ -113,6 +104,59 @@ def test_evaluation_config(path: Path) -> None:
     module = load_script(ROOT / "eval" / f"{script}.py")
     assert from_yaml(getattr(module, config_class), path) is not None
     assert f"eval/configs/{path.name}" in header(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step's script understands its command line: hours later would be late to learn it."""
+    monkeypatch.chdir(ROOT)
+    config = from_yaml(StudyConfig, path)
+    assert f"--config recipes/configs/studies/{path.name}" in header(path)
+    assert "# Hardware:" in header(path)
+    assert config.title and config.output.startswith("runs/studies/")
+    check_steps(config)
+    specs = [arm.overrides.get("nda.spec") for arm in config.arms]
+    for spec in filter(None, specs):
+        nda.from_spec(str(spec))
+
+
+def check_steps(config: StudyConfig) -> None:
+    for step in distinct_steps(config):
+        scripts.check(step.script, step.command[1:], " ".join(step.command))
+
+
+def distinct_steps(config: StudyConfig) -> list[Step]:
+    """The steps that differ in more than their seed and the folders that they write."""
+    grid = [cell for cell in cells(config) if cell.seed == config.seeds[0]]
+    steps = [*preparations(config), *(step for cell in grid for step in cell.steps)]
+    return [*{tuple(w for w in s.command if config.output not in w): s for s in steps}.values()]
+
+
+def test_studies_have_folders_of_their_own() -> None:
+    outputs = [from_yaml(StudyConfig, path).output for path in STUDIES]
+    assert len(set(outputs)) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("run.epochs: 1", "run.epoch: 1", "did you mean 'run.epochs'"),
+        ("run.epochs: 1", "run.epochs: one", "'run.epochs' must be int"),
+        ('seed: "{seed}"', "sed: 1", "did you mean 'seed'"),
+        ("cifar10_packed_image-knn.yaml", "cifar10_packed_knn.yaml", "cifar10_packed_knn.yaml"),
+    ],
+)
+def test_a_wrong_override_in_a_study_is_found(
+    old: str, new: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "recipes" / "configs" / "studies" / "images_cpu.yaml").read_text()
+    assert text.count(old) == 1
+    file = tmp_path / "study.yaml"
+    file.write_text(text.replace(old, new))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as error:
+        check_steps(from_yaml(StudyConfig, file))
+    assert named in str(error.value)
 
 
 @pytest.mark.parametrize("path", LAUNCH, ids=lambda p: p.stem)

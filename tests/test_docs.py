@@ -7,23 +7,21 @@ at a tiny size.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import doc_pages
 import pytest
+import scripts
 import torch
 from doc_pages import ROOT
 
@@ -59,27 +57,13 @@ SMALL: dict[str, list[str]] = {
     "recipes/export.py": ["--kinds=[folder,program]", "--size=32", "--frames=3"],
     "eval/retrieval.py": _FROZEN,
     "eval/linear.py": [*_FROZEN, "--weight_decays=[0.1]"],
+    "eval/motion.py": [*_FROZEN, "--weight_decays=[0.1]"],
     "eval/finetune.py": [*_FROZEN, "--augment.size=32", "--run.batch_size=4", *_SHORT],
 }
 # Options and arguments that name what a command reads.
 _READS = re.compile(
     r"--(?:videos|annotations|input|root|manifest|checkpoint|data\.manifest|data\.shards)(?:=(.*))?"
 )
-
-
-class Parsed(Exception):
-    """Raised in place of a script's work, once it has understood its command line."""
-
-
-def load(path: Path) -> types.ModuleType:
-    """A module by its file."""
-    name = f"docs_{path.parent.name}_{path.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +157,8 @@ def test_the_code_of_a_page_runs(page: str, prepared: Path, tmp_path: Path) -> N
 
 def test_your_own_videos_from_files_to_numbers(prepared: Path, tmp_path: Path) -> None:
     done = follow("docs/own_videos.md", prepared, tmp_path, run=True)
-    assert set(done) == SMALL.keys() - {"datasets/shard.py clips", "datasets/shard.py check"}
+    elsewhere = {"datasets/shard.py clips", "datasets/shard.py check", "eval/motion.py"}
+    assert set(done) == SMALL.keys() - elsewhere
     assert (prepared / "negatives.png").stat().st_size > 0
     assert (prepared / "runs" / "mine-stitch" / "checkpoints" / "step_2").is_dir()
     for name in ("mine-stitch-linear", "mine-stitch-retrieval", "mine-stitch-finetune"):
@@ -231,10 +216,10 @@ def test_commands_are_what_bash_makes_of_them(tmp_path: Path) -> None:
 
 def test_the_keys_that_pages_name_exist() -> None:
     """Dotted keys in backticks, such as `nda.weight`, are keys of some script's config."""
-    scripts = [path for f in ("recipes", "eval") for path in sorted((ROOT / f).glob("*.py"))]
+    paths = [path for f in ("recipes", "eval") for path in sorted((ROOT / f).glob("*.py"))]
     known = set()
-    for script in scripts:
-        for value in vars(load(script)).values():
+    for path in paths:
+        for value in vars(scripts.load(path)).values():
             if dataclasses.is_dataclass(value) and value.__name__.endswith("Config"):
                 known |= field_types(value).keys()
     groups = {key.partition(".")[0] for key in known if "." in key}
@@ -282,7 +267,7 @@ def take(words: list[str], where: str, *, run: bool) -> list[str]:
             assert cli.main(words[1:]) == 0, where
         return []
     check_launcher(words, where)
-    check_script(*started, where)
+    scripts.check(*started, where)
     name = runnable(*started) if run else None
     if name is None:
         return []
@@ -308,36 +293,6 @@ def check_launcher(words: list[str], where: str) -> None:
     """The launch file that accelerate is given is there."""
     if "--config_file" in words:
         assert Path(words[words.index("--config_file") + 1]).exists(), where
-
-
-def check_script(script: str, arguments: list[str], where: str) -> None:
-    """The script understands the command: its config, its keys, its values."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(ROOT / script.rpartition("/")[0])  # as Python does for a script
-    module = load(ROOT / script)
-    patch.setattr(sys, "argv", [script, *arguments])
-    if hasattr(module, "parse"):
-        patch.setattr(module, "parse", stop_after(module.parse))
-    else:
-        parser = argparse.ArgumentParser
-        patch.setattr(parser, "parse_args", stop_after(parser.parse_args))
-    try:
-        with pytest.raises(Parsed):
-            module.main()
-    except SystemExit as error:
-        raise AssertionError(f"{where}: refused") from error
-    finally:
-        patch.undo()
-
-
-def stop_after(parse: Callable[..., Any]) -> Callable[..., Any]:
-    """The same parser, after which nothing is done."""
-
-    def stopped(*arguments: Any, **options: Any) -> Any:
-        parse(*arguments, **options)
-        raise Parsed
-
-    return stopped
 
 
 def runnable(script: str, arguments: list[str]) -> str | None:
@@ -415,7 +370,7 @@ def write_released_weights(place: Path) -> None:
     if (place / "G_ema_best.pth").exists():
         return
     originals = {
-        name: load(ROOT / "tests" / "models" / f"test_original_{name}.py")
+        name: scripts.load(ROOT / "tests" / "models" / f"test_original_{name}.py")
         for name in ("dpc", "moco", "biggan")
     }
     state = originals["dpc"].original_state(18, running_stats=False)

@@ -1,0 +1,78 @@
+"""The page and the files of a study: what was done, what is missing, and of which code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ndavid.study.config import ArmConfig, MeasurementConfig, StudyConfig
+from ndavid.study.report import write_report
+from ndavid.study.runner import run_steps
+
+Make = Callable[..., StudyConfig]
+COMMAND = ["python", "recipes/study.py", "--title", "two words"]
+
+
+def test_the_page_of_a_study_that_is_half_done(tiny_study: Make) -> None:
+    config = tiny_study(
+        seeds=[0, 1], arms=[ArmConfig(name="none"), ArmConfig(name="random", trained=False)]
+    )
+    run_steps(config)
+    config.arms.append(ArmConfig(name="more", overrides={"nda.spec": "stitch"}))
+    page = write_report(config, COMMAND)
+    text = page.read_text()
+    assert text.startswith("# Tiny\n\n```bash\npython recipes/study.py --title 'two words'\n```\n")
+    assert "2 trainings (0.00 h of wall time, added up) and 4 measurements (0.00 h)." in text
+    missing = ", ".join(f"walk/more/seed{s}/{name}" for s in (0, 1) for name in ("training", "toy"))
+    assert f"**Missing: 4 steps** ({missing})." in text
+    # Random weights are told in the tables only.
+    assert "### walk, toy: top1" in text and "| random |" in text
+    assert not list(page.parent.glob("*.png"))
+    assert run_steps(config).failures == []
+    text = write_report(config, COMMAND).read_text()
+    assert "Missing" not in text
+    assert "Of 2 intervals over seeds and items about 0.1 would" in text
+    assert "![Differences of walk to none](differences_walk.png)" in text
+    content = json.loads((page.parent / "differences.json").read_text())
+    assert [d["arm"] for d in content["differences"]] == ["random", "random", "more", "more"]
+    assert {d["design"] for d in content["differences"]} == {"crossed", ""}
+    assert content["config"]["methods"][0]["name"] == "walk"
+    assert content["environment"]["packages"]["torch"]
+
+
+def test_a_report_names_some_of_what_is_missing_and_counts_the_rest(tiny_study: Make) -> None:
+    config = tiny_study(seeds=[0, 1])
+    Path(config.output).mkdir()
+    text = write_report(config, COMMAND).read_text()
+    assert "**Missing: 8 steps** (walk/none/seed0/training, " in text
+    assert "walk/none/seed1/training and 3 more)." in text
+    assert "0 trainings" in text and "Of " not in text
+
+
+def test_splits_are_told_and_items_are_nested(tiny_study: Make) -> None:
+    script = tiny_study().measurements[0].script
+    toy = MeasurementConfig(name="toy", script=script, overrides={"split": "{split}"})
+    config = tiny_study(seeds=[4, 5, 6], splits=[1, 2], measurements=[toy])
+    run_steps(config)
+    text = write_report(config, COMMAND).read_text()
+    assert "Official splits: seed 4 on 1, seed 5 on 2, seed 6 on 1." in text
+    assert "seeds of one split share their items, others do not (mixed)" in text
+    two = tiny_study(seeds=[4, 5], splits=[1, 2], measurements=[toy])
+    assert "each seed has items of its own (nested)" in write_report(two, COMMAND).read_text()
+
+
+@pytest.mark.parametrize("commits", [["a"], ["a", "b-changed"]])
+def test_results_of_several_commits_are_told(commits: list[str], tiny_study: Make) -> None:
+    config = tiny_study(seeds=[*range(len(commits))], arms=[ArmConfig(name="none")])
+    run_steps(config)
+    for seed, commit in enumerate(commits):
+        file = Path(config.output) / f"walk/none/seed{seed}/toy/result.json"
+        result = json.loads(file.read_text())
+        name, _, changed = commit.partition("-")
+        result["environment"] = {"git": {"commit": name, "changed": bool(changed)}}
+        file.write_text(json.dumps(result))
+    text = write_report(config, COMMAND).read_text()
+    assert ("several commits: a, b-changed." in text) == (len(commits) > 1)
