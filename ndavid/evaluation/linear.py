@@ -5,7 +5,9 @@ held-out *train groups*, then the regression is fitted again on all training vid
 looked at once, by the final model. (A probe with augmentation, trained end to end, is
 ``finetune`` with ``mode: linear``.)
 
-The regression is scikit-learn's, solved to convergence: there is no learning rate to tune.
+The regression is scikit-learn's, solved to convergence: there is no learning rate to tune. The
+decay is chosen by held-out log loss. Accuracy on some hundred videos is a lottery: in a study of 28
+encoders it took decays from 1e-4 to 10, and the log loss of the same features 1 for 26 of them.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
     protocol = fold.protocol(
         averaging=f"{averaged} averaged over views",
         selection=(
-            f"weight decay {best:g} of {len(sweep)}, by accuracy on {len(held_out)} videos of "
+            f"weight decay {best:g} of {len(sweep)}, by log loss on {len(held_out)} videos of "
             "held-out train groups"
         ),
         notes=_warnings(sweep, best, converged, config),
@@ -97,7 +99,7 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
         chance=1 / len(classes),
         details={
             **classification_details(predictions, classes),
-            "sweep": {f"{decay:g}": accuracy for decay, accuracy in sweep.items()},
+            "sweep": {f"{decay:g}": loss for decay, loss in sweep.items()},
         },
         outcomes=top_outcomes(predictions, fold.test.names),
     )
@@ -125,20 +127,26 @@ def _warnings(
 def sweep_weight_decay(
     train: Features, held_out: set[str], num_classes: int, config: LinearConfig
 ) -> dict[float, float]:
-    """Returns the held-out top-1 of each weight decay, fitted without the held-out videos."""
+    """Returns the held-out log loss of each weight decay, fitted without the held-out videos."""
     held = torch.tensor([name in held_out for name in train.names])
     fitting, validation = train.subset(~held), train.subset(held)
-    scores = {}
+    losses = {}
     for decay in sorted(config.weight_decays):
         probe, _ = fit_probe(fitting, num_classes, decay, config)
         predictions = predict(probe, validation, num_classes, config)
-        scores[decay] = accuracies(predictions)["top1"].value
-    return scores
+        losses[decay] = log_loss(predictions)
+    return losses
+
+
+def log_loss(predictions: PerItem) -> float:
+    """The mean of -log of the probability given to the true class, at least 1e-12."""
+    chances = predictions.values.double().gather(1, predictions.labels[:, None])
+    return float(-chances.clamp(min=1e-12).log().mean())
 
 
 def choose(sweep: dict[float, float]) -> float:
-    """Returns the weight decay with the best score; of equals, the strongest."""
-    return max(sweep, key=lambda decay: (sweep[decay], decay))
+    """Returns the weight decay with the least loss; of equals, the strongest."""
+    return min(sweep, key=lambda decay: (sweep[decay], -decay))
 
 
 def fit_probe(

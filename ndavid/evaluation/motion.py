@@ -100,7 +100,7 @@ class Probed:
 
     Attributes:
         told: (M, 2, V) bool: of M test videos, their V true clips and the broken copies.
-        sweep: Held-out accuracy of each weight decay.
+        sweep: Held-out log loss of each weight decay.
         best: The weight decay used.
         converged: Whether the solver had.
     """
@@ -113,7 +113,7 @@ class Probed:
     def details(self) -> dict[str, Any]:
         """Returns what a Result keeps: the sweep, and the shares told of either kind of clip."""
         true, broken = self.told.double().mean(dim=(0, 2)).tolist()
-        sweep = {f"{decay:g}": accuracy for decay, accuracy in self.sweep.items()}
+        sweep = {f"{decay:g}": loss for decay, loss in self.sweep.items()}
         return {"told": {"true": true, "broken": broken}, "sweep": sweep}
 
 
@@ -136,7 +136,7 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
     protocol = fold.protocol(
         averaging="each clip by itself; the share told, averaged over a video, then over videos",
         selection=(
-            f"weight decay {decays} of {len(config.weight_decays)}, by accuracy on clips of "
+            f"weight decay {decays} of {len(config.weight_decays)}, by log loss on clips of "
             f"{len(held_out)} videos of held-out train groups"
         ),
         notes=[*_on_short_videos(fold), *_on_fits(probes, config)],
