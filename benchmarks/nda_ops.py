@@ -5,7 +5,8 @@
 
 Prints one row per op and shape: the median time of ``op(x, generator=g)``, drawing included, and
 its ratio to ``x.clone()``, with which it takes turns. The limit is for "fastest", the ratio of the
-fastest runs: a median depends on whether the allocator had memory at hand, for the clone too. On a
+fastest runs: a median depends on whether the allocator had memory at hand, for the clone too. The
+last line also counts by medians. On a
 GPU the time is that of the kernels of ``op.apply`` with the parameters already there: drawing
 happens on the CPU meanwhile.
 
@@ -71,7 +72,7 @@ def row_of(
         f"{name} / clone, {'x'.join(map(str, shape))}",
         min(times[name]) / min(times["clone"]),
         limit=1.0 if name == "clone" else limit,
-        note=f"fastest runs; of medians {of_medians:.1f}",
+        note=f"ratio and limit are of the fastest runs; of medians {of_medians:.1f}",
     )
     return ratio | {
         "op": name,
@@ -109,7 +110,10 @@ def main() -> None:
     rows = [row for shape in SHAPES for row in measure(shape, device, arguments.rounds)]
     print_rows(rows)
     ops = [row for row in rows if row["op"] != "clone"]
-    print(f"{sum(not row['ok'] for row in ops)} of {len(ops)} rows over their limit")
+    print(
+        f"{sum(not row['ok'] for row in ops)} of {len(ops)} rows over their limit by their fastest "
+        f"runs, {sum(row['ratio_of_medians'] > row['limit'] for row in ops)} by medians"
+    )
     part.write(arguments.output, ops, rows=rows, rounds=arguments.rounds)
 
 

@@ -18,9 +18,9 @@ took turns in one run (timing.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -30,9 +30,11 @@ from typing import Any, NamedTuple
 
 import machine
 import part
+import psutil
 
 HERE = Path(__file__).resolve().parent
 SECONDS_A_PART = 600.0
+SECONDS_TO_LEAVE = 5.0
 
 
 class Part(NamedTuple):
@@ -90,9 +92,42 @@ def run_to_its_end(command: list[str], log: Path, timeout: float) -> str:
             return f"not done after {timeout:.0f} s"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                end_with_descendants(process.pid)
                 process.wait()
     return f"exit code {code}" if code else ""
+
+
+def end_with_descendants(pid: int) -> None:
+    """Ends a process and all that came of it: asked first, killed if they stay.
+
+    Not by their session alone: torchrun's workers have their own. Nor by descent alone: who has
+    lost a parent descends from nobody.
+    """
+    try:
+        top = psutil.Process(pid)
+        found = {top, *top.children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return
+    processes = [
+        *found,
+        *(p for p in psutil.process_iter() if p not in found and in_session(p, pid)),
+    ]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, staying = psutil.wait_procs(processes, timeout=SECONDS_TO_LEAVE)
+    for process in staying:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(staying, timeout=SECONDS_TO_LEAVE)
+
+
+def in_session(process: psutil.Process, leader: int) -> bool:
+    """Whether a process is in the session that ``leader`` began."""
+    try:
+        return os.getsid(process.pid) == leader
+    except (ProcessLookupError, PermissionError):
+        return False
 
 
 def last_line(log: Path) -> str:

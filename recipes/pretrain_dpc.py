@@ -106,6 +106,7 @@ def main() -> None:
         run=config.run,
         optim=config.optim,
         config_yaml=to_yaml(config),
+        defaults_yaml=to_yaml(PretrainDpcConfig()),
         collate=collate,
     )
     if rank() == 0:

@@ -100,6 +100,7 @@ def main() -> None:
         run=config.run,
         optim=config.optim,
         config_yaml=to_yaml(config),
+        defaults_yaml=to_yaml(PretrainMocoConfig()),
         collate=collate,
         on_epoch_end=build_monitor(config, data),
     )

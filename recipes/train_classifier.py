@@ -87,6 +87,7 @@ def main() -> None:
         run=config.run,
         optim=config.optim,
         config_yaml=to_yaml(config),
+        defaults_yaml=to_yaml(TrainClassifierConfig()),
         collate=collate,
         param_groups=lambda m: parameter_groups(m, config.optim.encoder_lr_scale),
         on_epoch_end=accuracy,

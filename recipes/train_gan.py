@@ -91,6 +91,7 @@ def main() -> None:
         run=config.run,
         optim=config.optim,
         config_yaml=to_yaml(config),
+        defaults_yaml=to_yaml(TrainGanConfig()),
         collate=collate,
         on_steps=EverySteps(config.sheets.every, sheets) if config.sheets.every else None,
     )

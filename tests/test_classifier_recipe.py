@@ -56,6 +56,12 @@ def test_a_run_leaves_a_feature_space_and_its_accuracy(
     result = load_result(output / "result.json")
     assert result.metrics["top1"].n == result.protocol.num_images == 6
     assert result.protocol.split == "train"
+    outcomes = (output / "outcomes.csv").read_text().splitlines()[1:]
+    places = [int(line.split(",")[1]) for line in outcomes]
+    # Three of each class, by their places among all 24.
+    assert len(set(places)) == 6 and sum(place < 12 for place in places) == 3
+    right = sum(line.endswith(",top1,1.0") for line in outcomes)
+    assert result.metrics["top1"].value == pytest.approx(right / 6)
     space = classifier_space(str(output), 32)
     assert space.sha256 == result.tested["sha256"] and space.dim == 64
     assert "% top-1 on held-out training images" in space.about

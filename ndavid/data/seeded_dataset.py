@@ -80,6 +80,8 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The index asked for, then those that stand in for it."""
+        if self.store is not None:
+            self.store.turn_to(index)
         yield index
         if self.store is not None:
             yield from self.store.stand_ins(index)

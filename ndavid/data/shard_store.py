@@ -4,6 +4,9 @@ A shard that is half there gives what it gives. What it lacks is an error of tho
 and others of the same shard stand in for them, so that no reader opens a shard of another's; only a
 shard of which nothing can be read makes its reader go to the next one.
 
+A shard that failed is tried again when its turn comes again, so that one lost connection costs an
+epoch's samples and not a run's.
+
 One shard a process is in memory at a time: its size on disk, times the loading processes.
 """
 
@@ -75,6 +78,8 @@ class ShardStore:
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: tuple[int, ShardContents] | None = None
         self._empty: dict[int, ShardContents] = {}
+        self._turn = -1
+        self._asked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -82,6 +87,21 @@ class ShardStore:
     def name(self, index: int) -> str:
         """What errors call the sample: its shard, and its path in the source."""
         return f"{self._urls[self._shards[index]]}/{self._names[index].decode()}"
+
+    def turn_to(self, index: int) -> None:
+        """Says that this sample is wanted now, for itself and not to stand in for another.
+
+        With another shard's sample, or one that was wanted before and so in another epoch, what
+        was found damaged is forgotten: it will be read again where it is needed.
+        """
+        shard = int(self._shards[index])
+        if shard != self._turn or index in self._asked:
+            self._turn = shard
+            self._asked.clear()
+            self._empty.clear()
+            if self._open is not None and not self._whole(self._open[0]):
+                self._open = None
+        self._asked.add(index)
 
     def content(self, index: int) -> bytes:
         """The sample's file. Raises DataError where its shard does not give it."""
@@ -107,8 +127,7 @@ class ShardStore:
                 continue
             first = place % len(present)
             if current == shard:
-                whole = len(present) == self.sizes[shard]
-                first = bisect.bisect_right(present, index) if whole else first
+                first = bisect.bisect_right(present, index) if self._whole(shard) else first
             yield from (i for i in [*present[first:], *present[:first]] if i != index)
 
     def _present(self, shard: int) -> list[int]:
@@ -118,6 +137,10 @@ class ShardStore:
         members = self._read(shard).members
         indices = range(int(self._starts[shard]), int(self._starts[shard + 1]))
         return [index for index in indices if self._key(index) in members]
+
+    def _whole(self, shard: int) -> bool:
+        """Whether a shard gives all that it should."""
+        return len(self._present(shard)) == self.sizes[shard]
 
     def _key(self, index: int) -> str:
         return member_key(self._files[self._shards[index]], int(self._places[index]))
@@ -129,7 +152,7 @@ class ShardStore:
             self._open = None  # before the next one comes in
             contents = read_shard(self._urls[shard])
             if not contents.members:
-                # Remembered, so that a dead server is not asked once a sample.
+                # Remembered for this turn, so that a dead server is not asked once a sample.
                 self._empty[shard] = contents
                 return contents
             self._open = (shard, contents)

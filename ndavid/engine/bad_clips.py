@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ndavid.errors import TrainingError
 
 FILE_NAME = "bad_clips.csv"
+
+# The name of a sample in a shard: the shard's URL (perhaps with a query, or a command's last
+# words), a slash, and the sample's path.
+_IN_SHARD = re.compile(r".*?([^/\s'\"=]+\.tar)(?![\w.])[^/]*/(.+)", re.DOTALL)
+
+
+def identity(path: str) -> str:
+    """What of a clip's path stays where shards are moved: the shard's file name, and the rest."""
+    found = _IN_SHARD.fullmatch(path)
+    return f"{found[1]}/{found[2]}" if found else path
 
 
 class BadClips:
@@ -22,7 +33,7 @@ class BadClips:
     def __init__(self, num_samples: int, max_fraction: float) -> None:
         self.num_samples = num_samples
         self.max_fraction = max_fraction
-        self.found: dict[str, tuple[str, int]] = {}
+        self.found: dict[str, tuple[str, str, int]] = {}
 
     def __len__(self) -> int:
         return len(self.found)
@@ -31,15 +42,15 @@ class BadClips:
         """Notes (path, reason) pairs met at ``step`` and returns those not met before."""
         new = []
         for path, reason in clips:
-            if path not in self.found:
-                self.found[path] = (reason, step)
+            if (key := identity(path)) not in self.found:
+                self.found[key] = (path, reason, step)
                 new.append((path, reason))
         return new
 
     def check(self) -> None:
         """Raises TrainingError when more than the allowed share is bad."""
         if len(self.found) > self.max_fraction * self.num_samples:
-            path, (reason, _) = next(iter(self.found.items()))
+            path, reason, _ = next(iter(self.found.values()))
             raise TrainingError(
                 f"{len(self.found)} of {self.num_samples} clips cannot be used, more than "
                 f"max_bad_fraction {self.max_fraction:g} allows; all are in {FILE_NAME}, "
@@ -55,12 +66,15 @@ class BadClips:
         with file.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["path", "reason", "step"])
-            writer.writerows([path, *row] for path, row in self.found.items())
+            writer.writerows(self.found.values())
 
     def state(self) -> list[list[str | int]]:
         """For a checkpoint: [path, reason, step] rows."""
-        return [[path, reason, step] for path, (reason, step) in self.found.items()]
+        return [list(row) for row in self.found.values()]
 
     def restore(self, rows: list[list[str | int]]) -> None:
         """Takes back what `state` gave."""
-        self.found = {str(path): (str(reason), int(step)) for path, reason, step in rows}
+        self.found = {}
+        for path, reason, step in rows:
+            # Of one clip under two names, the first: older runs told them apart.
+            self.found.setdefault(identity(str(path)), (str(path), str(reason), int(step)))

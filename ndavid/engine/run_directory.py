@@ -68,12 +68,16 @@ def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path 
     return found
 
 
-def check_same_config(checkpoint_path: Path, config_yaml: str, *, same_data: bool = False) -> None:
+def check_same_config(
+    checkpoint_path: Path, config_yaml: str, *, defaults_yaml: str = "", same_data: bool = False
+) -> None:
     """Refuses to go on with a config that would compute something else.
 
     Args:
         checkpoint_path: in the run whose config.yaml is compared.
         config_yaml: of this run.
+        defaults_yaml: the config's defaults. A key that is newer than the run counts as its
+            default there, which for a new key is what was done before there was one.
         same_data: whether the data is known to be the same, wherever it lies now.
 
     Raises:
@@ -82,9 +86,15 @@ def check_same_config(checkpoint_path: Path, config_yaml: str, *, same_data: boo
     file = checkpoint_path.parent.parent / CONFIG_FILE
     if not file.exists() or not config_yaml:
         return
-    before, now = flatten(yaml.safe_load(file.read_text())), flatten(yaml.safe_load(config_yaml))
+    before, now, defaults = (
+        flatten(yaml.safe_load(text)) for text in (file.read_text(), config_yaml, defaults_yaml)
+    )
+    since = {key: defaults[key] for key in now.keys() & defaults.keys() - before.keys()}
+    before |= since
     different = [
-        f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
+        f"{key} was {before.get(key, 'absent')!r}"
+        f"{' (the default; the run is older than this key)' if key in since else ''}"
+        f", is {now.get(key, 'absent')!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _is_free(key, same_data)
     ]

@@ -187,6 +187,7 @@ def fit(
     run: RunConfig,
     optim: OptimConfig,
     config_yaml: str = "",
+    defaults_yaml: str = "",
     collate: Collate | None = None,
     param_groups: ParamGroups | None = None,
     on_epoch_end: Hook | None = None,
@@ -202,6 +203,7 @@ def fit(
         run: length, place and bookkeeping.
         optim: optimizer and schedule.
         config_yaml: the whole resolved config, kept in the folder and compared on resume.
+        defaults_yaml: the config's defaults, for keys that are newer than a run to resume.
         collate: samples to a dict with tensors; a "bad" entry, a list of (path, reason), names the
             clips that others stand in for.
         param_groups: method -> dicts with ``params`` and ``lr_scale``; all parameters when None. A
@@ -227,7 +229,7 @@ def fit(
         find_unused_parameters=run.find_unused_parameters or isinstance(method, Players),
     )
     with _surroundings(run.deterministic, accelerator.device), StopSignal() as stop:
-        loop = _Loop(accelerator, run, optim, config_yaml, stop)
+        loop = _Loop(accelerator, run, optim, config_yaml, defaults_yaml, stop)
         try:
             loop.place(method, param_groups)
             loop.feed(dataset, collate)
@@ -253,12 +255,14 @@ class _Loop:
         run: RunConfig,
         optim: OptimConfig,
         config_yaml: str,
+        defaults_yaml: str,
         stop: StopSignal,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
         self.optim = optim
         self.config_yaml = config_yaml
+        self.defaults_yaml = defaults_yaml
         self.stop = stop
         self.output = Path(run.output)
         self.device = accelerator.device
@@ -361,7 +365,9 @@ class _Loop:
         loaded = checkpoint.load(path)
         state = loaded.state
         same_data = run_directory.check_same_data(path, state, self.data_digest)
-        run_directory.check_same_config(path, self.config_yaml, same_data=same_data)
+        run_directory.check_same_config(
+            path, self.config_yaml, defaults_yaml=self.defaults_yaml, same_data=same_data
+        )
         run_directory.check_same_position(path, state, self._data_order())
         if self.optim.schedule == "cosine":
             run_directory.check_same_length(path, state, self.total_steps)

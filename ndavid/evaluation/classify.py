@@ -3,20 +3,22 @@
 Validation and test go through the same function: a separate test path is how a model scores 46% on
 one and 3% on the other (CoCLR issue 30).
 
-Items are shared among ranks without padding, so that each is scored exactly once: rank r takes
-every world_size-th item from r on, and shards may differ by one.
+Items are shared among ranks without padding, so that each is scored exactly once, and shares may
+differ by one: rank r takes every world_size-th item from r on, or, of items that lie in shards, one
+run of them, so that few shards are read by two.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ndavid.collectives import rank, world_size
@@ -72,6 +74,7 @@ def per_item(
     views_per_item: int = 1,
     num_workers: int = 0,
     description: str = "evaluating",
+    in_runs: bool = False,
 ) -> PerItem:
     """Applies ``compute`` to every view of every item, each item on exactly one rank.
 
@@ -85,6 +88,7 @@ def per_item(
         views_per_item: How many views an item has, about: decides how many items are read at once.
         num_workers: Loader processes.
         description: What the progress bar says.
+        in_runs: Each loading process of each rank reads neighbouring items, as shards want it.
 
     Returns:
         ``values`` (M, V, D) of all ranks' items, on every rank.
@@ -93,22 +97,57 @@ def per_item(
         DataError: If an item cannot be read and ``on_bad`` is ``raise``, or none can; on all ranks.
         TrainingError: If the model gives numbers that are not finite.
     """
+    size = max(1, views_per_batch // views_per_item)
+    batches = (
+        batches_in_runs(len(dataset), size, rank(), world_size(), max(1, num_workers))
+        if in_runs
+        else _chunks(range(rank(), len(dataset), world_size()), size)
+    )
     loader = DataLoader(
-        Subset(cast("Dataset[dict[str, Any]]", dataset), range(rank(), len(dataset), world_size())),
-        batch_size=max(1, views_per_batch // views_per_item),
+        cast("Dataset[dict[str, Any]]", dataset),
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         # Worker base seeds come from here instead of the default generator.
         generator=torch.Generator(),
     )
-    mine = together(lambda: _score(compute, loader, device, on_bad, views_per_batch, description))
+    total = sum(map(len, batches))
+    mine = together(
+        lambda: _score(compute, loader, total, device, on_bad, views_per_batch, description)
+    )
     return _merge(gather_objects(mine), dataset)
+
+
+def batches_in_runs(
+    count: int, size: int, rank: int, world_size: int, readers: int
+) -> list[list[int]]:
+    """Returns the batches of one rank, such that each of its loading processes reads one run.
+
+    The DataLoader gives batch b to process b % readers, so that the batches of all take turns.
+
+    Args:
+        count: Items of all ranks.
+        size: Items a batch, the last one of a rank excepted.
+        rank: Whose batches.
+        world_size: How many ranks.
+        readers: Loading processes a rank, at least 1.
+    """
+    run = range(count * rank // world_size, count * (rank + 1) // world_size)
+    chunks = _chunks(run, size)
+    held = [len(range(reader, len(chunks), readers)) for reader in range(readers)]
+    firsts = list(itertools.accumulate(held, initial=0))
+    return [chunks[firsts[turn % readers] + turn // readers] for turn in range(len(chunks))]
+
+
+def _chunks(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def _score(
     compute: Callable[[Tensor], Tensor],
     loader: DataLoader[dict[str, Any]],
+    total: int,
     device: torch.device,
     on_bad: OnBad,
     views_per_batch: int,
@@ -119,7 +158,6 @@ def _score(
     labels: list[Tensor] = []
     indices: list[Tensor] = []
     bad: list[BadItem] = []
-    total = len(cast(Any, loader.dataset))
     with (
         torch.inference_mode(),
         tqdm(total=total, desc=description, disable=rank() != 0 or None) as bar,

@@ -212,6 +212,7 @@ def _train(
         ),
         optim=_schedule(config, steps_per_epoch),
         config_yaml=_training_yaml(config, loaded),
+        defaults_yaml=to_yaml(DetectionConfig()),
         collate=collate_detection,
         param_groups=lambda method: parameter_groups(method, config.optim.encoder_lr_scale),
     )

@@ -8,12 +8,18 @@ import torch
 
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.collectives import world_size
-from ndavid.data.image_sources import ImageSource
+from ndavid.data.image_subsets import SubsetImages
 from ndavid.data.images import ImageDataConfig
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.runner import Pause, RunConfig, RunResult
 from ndavid.evaluation.agreement import together
-from ndavid.evaluation.classify import PerItem, accuracies, classification_details, classify
+from ndavid.evaluation.classify import (
+    PerItem,
+    accuracies,
+    classification_details,
+    classify,
+    top_outcomes,
+)
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
 from ndavid.evaluation.protocol import Result, file_digest
 from ndavid.methods.classification import ClassificationMethod
@@ -23,12 +29,12 @@ class HeldOutAccuracy:
     """An epoch hook for ``engine.fit`` that logs ``top1``, and what makes the final Result.
 
     Args:
-        source: The held-out images.
+        source: The held-out images, as a part of the whole set.
         views: How they are looked at.
         every: Epochs between measurements.
     """
 
-    def __init__(self, source: ImageSource, views: ImageViewsConfig, every: int) -> None:
+    def __init__(self, source: SubsetImages, views: ImageViewsConfig, every: int) -> None:
         self.source = source
         self.views = views
         self.every = every
@@ -70,6 +76,8 @@ class HeldOutAccuracy:
                 seed=run.seed, device=device, world_size=world_size(), precision=run.precision
             ),
             details=classification_details(predictions, self.source.classes),
+            # By their place in the whole set: among the held-out it depends on the seed.
+            outcomes=top_outcomes(predictions, list(map(str, self.source.indices.tolist()))),
         )
 
     def _predict(self, method: ClassificationMethod, device: torch.device) -> PerItem:

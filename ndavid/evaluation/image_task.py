@@ -125,7 +125,7 @@ class ImageTask:
         )
 
 
-def split_off(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
+def split_off(source: ImageSource, fraction: float, seed: int) -> tuple[SubsetImages, SubsetImages]:
     """Returns (the rest, a share of every class) of labelled images."""
     held = stratified_indices(source.labels, fraction, seed)
     rest = torch.ones(len(source), dtype=torch.bool)

@@ -3,10 +3,14 @@
 Some training items are asked for, others are the gallery; no test item is ever read, so that the
 number may steer a pretraining without spoiling the test. Videos are parted by whole groups: clips
 of one source video in both halves would find each other by their background.
+
+Of data in shards the items come from as few whole shards as hold enough of them, read one after
+another: drawn from everywhere they would have every shard fetched for a few items of each.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from ndavid.engine.rng import generator
 from ndavid.engine.runner import Pause
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.neighbours import TEMPERATURE, vote
 
@@ -73,7 +77,8 @@ class KnnMonitor:
 
     Args:
         config: How often, on how many.
-        dataset: Training items, read by int keys. An unreadable item is left out.
+        dataset: Training items, read by int keys. An unreadable item is left out. ``shard_sizes``,
+            where it has them, are the samples in each shard, in order.
         labels: (N,) class of each item, -1 for none; those without are never read.
         group_of: Group of each item, whole groups ask or are asked; within a class, as in a
             manifest, and "" for an item that stands alone. None where every item does.
@@ -100,6 +105,7 @@ class KnnMonitor:
         if len(self.labels) != len(dataset) or (group_of and len(group_of) != len(dataset)):
             raise ValueError("the dataset, its labels and its groups must be equally many")
         self.last_epoch = last_epoch
+        self._shard_sizes: Sequence[int] | None = getattr(dataset, "shard_sizes", None)
         self.queries: list[int] = []
         self.gallery: list[int] = []
         if config.every:
@@ -110,9 +116,7 @@ class KnnMonitor:
         if not self._due(end.epoch):
             return {}
         method = cast(FeatureMethod, end.method)
-        queries, gallery = (
-            self._features(method, items, end.device) for items in (self.queries, self.gallery)
-        )
+        queries, gallery = self._features(method, end.device)
         k = min(self.config.k, len(gallery.labels))
         shares = vote(
             queries.values.squeeze(1),
@@ -132,10 +136,8 @@ class KnnMonitor:
     def _part(self, group_of: Sequence[str] | None, seed: int) -> tuple[list[int], list[int]]:
         """Positions of those that ask and of those that are asked, drawn by whole groups."""
         groups: dict[object, list[int]] = {}
-        for index, label in enumerate(self.labels.tolist()):
-            if label >= 0:
-                name = group_of[index] if group_of else ""
-                groups.setdefault((label, name) if name else index, []).append(index)
+        for index in self._within_reach(group_of, seed):
+            groups.setdefault(self._group(index, group_of), []).append(index)
         if len(groups) < 2:
             raise ConfigError(
                 "the kNN monitor needs training items with labels, in at least two groups: "
@@ -152,8 +154,32 @@ class KnnMonitor:
         # In the order of the files, which disks like better.
         return sorted(queries[:wanted]), sorted(gallery[: self.config.samples])
 
-    def _features(self, method: FeatureMethod, items: list[int], device: torch.device) -> PerItem:
-        return per_item(
+    def _within_reach(self, group_of: Sequence[str] | None, seed: int) -> list[int]:
+        """Ascending positions of the labelled items to draw from: all, or those of some shards."""
+        labelled = self.labels >= 0
+        if self._shard_sizes is None:
+            return labelled.nonzero().flatten().tolist()
+        starts = list(itertools.accumulate(self._shard_sizes, initial=0))
+        draw = generator(seed, "knn_monitor_shards")
+        found: list[int] = []
+        groups: set[object] = set()
+        for shard in torch.randperm(len(self._shard_sizes), generator=draw).tolist():
+            if len(found) >= self.config.queries + self.config.samples and len(groups) > 1:
+                break
+            items = [i for i in range(starts[shard], starts[shard + 1]) if labelled[i]]
+            found += items
+            groups.update(self._group(index, group_of) for index in items)
+        return sorted(found)
+
+    def _group(self, index: int, group_of: Sequence[str] | None) -> object:
+        """What all items that must not be parted have in common."""
+        name = group_of[index] if group_of else ""
+        return (int(self.labels[index]), name) if name else index
+
+    def _features(self, method: FeatureMethod, device: torch.device) -> tuple[PerItem, PerItem]:
+        """Those of the queries and of the gallery, in one pass that opens no shard twice."""
+        items = sorted([*self.queries, *self.gallery])
+        found = per_item(
             method.features,
             _Chosen(self.dataset, items, self.labels),
             device=device,
@@ -161,7 +187,18 @@ class KnnMonitor:
             views_per_batch=self.config.batch_size,
             num_workers=self.config.num_workers,
             description="kNN monitor",
+            in_runs=self._shard_sizes is not None,
         )
+        asking = torch.isin(torch.tensor(items)[found.indices], torch.tensor(self.queries))
+        for chosen, name in ((asking, "queries"), (~asking, "gallery")):
+            if not chosen.any():
+                path, reason = found.bad[0]
+                raise DataError(path, f"none of the kNN monitor's {name} can be read: {reason}")
+        queries, gallery = (
+            PerItem(found.values[chosen], found.labels[chosen], found.indices[chosen], found.bad)
+            for chosen in (asking, ~asking)
+        )
+        return queries, gallery
 
 
 class _Chosen:

@@ -26,7 +26,8 @@ class Outcome:
     """One item's part in one metric.
 
     Attributes:
-        item: A video's path relative to the manifest's root, or an image's position as text.
+        item: A video's path relative to the manifest's root, or an image's position as text; of
+            images held out of a training set, that in the whole set.
         metric: Name in ``Result.metrics``, e.g. ``top1``, ``R@1`` or ``top1_k20``.
         value: 1.0 right, 0.0 wrong; or a mean over an item's clips.
         fold: Official fold, 1-based; 0 where the dataset has none.

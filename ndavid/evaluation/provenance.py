@@ -164,8 +164,9 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) 
     """Returns where weights come from, and how many of the tested videos they have seen.
 
     Videos are the same when their paths in the two manifests are, whatever the file's suffix: a
-    prepared copy is the same video. So they are when their files are: a union of datasets names
-    them otherwise.
+    prepared copy is the same video. So they are when one path is the end of the other, since a
+    union of datasets puts folders before it (a bare file name counts if the number of frames is
+    the same too), and when their files are the same.
 
     Args:
         checkpoint: As ``training_run`` takes it; empty for random weights.
@@ -252,22 +253,53 @@ def _count_seen(run: TrainingRun, tested: Sequence[ClipRecord], root: Path) -> i
     try:
         if run.shards:
             # Of the files that they were packed from, only the names are known.
-            return len(_names(tested) & _names(clip_records(locate(run.shards, "clips").index)))
-        manifest = read_manifest(run.manifest)
-        trained_on = manifest.select(run.split, run.fold)
+            seen = _Seen(clip_records(locate(run.shards, "clips").index))
+        else:
+            manifest = read_manifest(run.manifest)
+            seen = _Seen(manifest.select(run.split, run.fold), manifest.root)
     except NdavidError:
         return None
-    names, files = _names(trained_on), _files(trained_on, manifest.root)
-    return sum(
-        not names.isdisjoint(_names([record])) or not files.isdisjoint(_files([record], root))
-        for record in tested
-    )
+    return sum(seen.has(record, root) for record in tested)
 
 
-def _names(records: Iterable[ClipRecord]) -> set[PurePosixPath]:
-    return {PurePosixPath(record.path).with_suffix("") for record in records}
+class _Seen:
+    """The videos that a run was trained on.
+
+    Args:
+        records: Those videos.
+        root: What their paths are relative to; None where the files are not known.
+    """
+
+    def __init__(self, records: Iterable[ClipRecord], root: Path | None = None) -> None:
+        # By the last part of the path: all that are the same video have it in common.
+        self._by_name: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        self._files: set[Path] = set()
+        base = root.resolve() if root is not None else None
+        for record in records:
+            parts = _parts(record)
+            self._by_name.setdefault(parts[-1], []).append((parts, record.num_frames))
+            if base is not None:
+                self._files.add(base / record.path)
+
+    def has(self, record: ClipRecord, root: Path) -> bool:
+        """Whether a video is one of them, by its path or by its file."""
+        parts = _parts(record)
+        return root.resolve() / record.path in self._files or any(
+            _same_video(parts, record.num_frames, *known)
+            for known in self._by_name.get(parts[-1], ())
+        )
 
 
-def _files(records: Iterable[ClipRecord], root: Path) -> set[Path]:
-    root = root.resolve()
-    return {root / record.path for record in records}
+def _parts(record: ClipRecord) -> tuple[str, ...]:
+    return PurePosixPath(record.path).with_suffix("").parts
+
+
+def _same_video(
+    parts: tuple[str, ...], num_frames: int, others: tuple[str, ...], other_frames: int
+) -> bool:
+    """Whether one path is the other, or its end: a union puts folders before its videos' paths."""
+    shared = min(len(parts), len(others))
+    if parts[-shared:] != others[-shared:]:
+        return False
+    # Many datasets have an "a.mp4": a name alone, in other folders, must be as long too.
+    return shared > 1 or len(parts) == len(others) or num_frames == other_frames

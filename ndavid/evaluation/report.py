@@ -46,6 +46,8 @@ _OVERVIEW = {
     "R@1": "retrieval R@1",
     "top1_k20": "kNN top-1, k = 20",
     "top1_k200": "kNN top-1, k = 200",
+    "reversed": "told from reversed",
+    "shuffled": "told from shuffled",
 }
 _NOT_DRAWN = {"step", "epoch", "time", "seconds_data", "seconds_compute", "samples_per_s"}
 

@@ -189,6 +189,7 @@ class Trial:
             run=dataclasses.replace(self.config.run, output=str(self.folder)),
             optim=self.config.optim,
             config_yaml=self.config_yaml,
+            defaults_yaml=to_yaml(type(self.config)()),
             collate=self.task.collate,
             param_groups=lambda m: parameter_groups(m, self.config.optim.encoder_lr_scale),
             on_epoch_end=best,

@@ -29,7 +29,16 @@ SILENT = "print('done')"
 HANGING = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-print(child.pid, flush=True)
+alone = subprocess.Popen(
+    [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+)
+deaf = subprocess.Popen(
+    [sys.executable, "-c", "import signal as s, time; s.signal(15, s.SIG_IGN); time.sleep(60)"],
+    start_new_session=True,
+)
+starter = "import subprocess as s, sys; print(s.Popen(['sleep', '60'], stdout=2).pid)"
+orphan = subprocess.run([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True).stdout
+print(child.pid, alone.pid, deaf.pid, orphan, flush=True)
 time.sleep(60)
 """
 
@@ -69,12 +78,23 @@ def test_a_part_without_a_report_failed(parts: Path) -> None:
     assert "no report" in run.run_part("silent", parts)["problem"]
 
 
-def test_a_hanging_part_is_ended_with_all_it_started(parts: Path) -> None:
-    outcome = run.run_part("hanging", parts, timeout=1.5)
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_hanging_part_is_ended_with_all_it_started(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 1.0)
+    outcome = run.run_part("hanging", parts, timeout=2.5)
     assert "not done after 2 s" in outcome["problem"]
-    child = int((parts / "hanging.log").read_text())
+    started = [int(pid) for pid in (parts / "hanging.log").read_text().split()]
+    assert len(started) == 4
     until = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+    while not all(map(gone, started)):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert outcome["seconds"] < 10

@@ -178,6 +178,37 @@ def test_a_shard_that_is_none_is_left_to_the_next(
     assert opened.count(str(shards / "000003.tar")) == 1
 
 
+def test_a_shard_that_failed_once_is_tried_in_the_next_epoch(
+    shards: Path, opened: list[str]
+) -> None:
+    file, aside = shards / "000002.tar", shards / "aside"
+    source = open_shards(str(shards), "train")
+    dataset = ImageDataset(source, on_error="next")
+    file.rename(aside)
+    first = [dataset[index, 1] for index in range(COUNT)]
+    assert [k for k, sample in enumerate(first) if sample["bad"]] == [12, 13, 14, 15, 16]
+    assert opened.count(str(file)) == 1
+    aside.rename(file)
+    again = [dataset[index, 2] for index in range(COUNT)]
+    assert not any(sample["bad"] for sample in again)
+    assert [sample["index"] for sample in again] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_so_it_is_where_a_reader_has_the_same_shard_every_epoch(shards: Path, kept: int) -> None:
+    file = shards / "000001.tar"
+    whole = file.read_bytes()
+    source = open_shards(str(shards), "train")
+    dataset = ImageDataset(source, on_error="next")
+    if kept:
+        cut(file, f"000001_{kept:06d}.jpg", 0)
+    else:
+        file.write_bytes(b"")
+    assert sum(bool(dataset[index, 1]["bad"]) for index in range(6, 12)) == 6 - kept
+    file.write_bytes(whole)
+    assert not any(dataset[index, 2]["bad"] for index in (7, 11, 6, 9, 8, 10))
+
+
 def test_a_shard_that_a_server_lacks_is_a_bad_one(shards: Path, server: str) -> None:
     (shards / "000002.tar").unlink()
     source = open_shards(f"{server}/{{000000..000003}}.tar", "train")

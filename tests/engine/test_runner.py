@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ndavid.config import to_yaml
@@ -275,6 +276,25 @@ def test_a_cosine_run_of_another_length_is_refused(
     assert records(first.output) == before
     again, _ = toy.train(toy_config(optim=cosine, run={"max_steps": 30}))
     assert again.steps == 30
+
+
+def test_a_key_newer_than_the_run_counts_as_its_default(toy: ModuleType, toy_config: Make) -> None:
+    config = toy_config(run={"max_steps": 3})
+    toy.train(config)
+    file = Path(config.run.output) / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values.pop("pause") == 0 and values["optim"].pop("accumulate_steps") == 1
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"pause was 0.0 \(the default; .* older .*, is 0.001 "):
+        toy.train(toy_config(pause=0.001))
+    assert toy.train(toy_config(run={"max_steps": 6}))[0].steps == 6
+    # From then on the folder's config has them.
+    assert yaml.safe_load(file.read_text())["optim"]["accumulate_steps"] == 1
+    # What a run had and no config has now is no new key.
+    values["gone"] = True
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"gone was True, is 'absent'"):
+        toy.train(toy_config(run={"max_steps": 9}))
 
 
 def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:

@@ -158,6 +158,7 @@ def train_method(
             run=config.run,
             optim=config.optim,
             config_yaml=to_yaml(config),
+            defaults_yaml=to_yaml(ToyConfig()),
             collate=collate,
             on_epoch_end=hook,
         )

@@ -17,6 +17,7 @@ from ndavid.errors import CheckpointError, DataError, TrainingError
 from ndavid.evaluation.classify import (
     PerItem,
     accuracies,
+    batches_in_runs,
     classify,
     confusion_matrix,
     per_class_table,
@@ -82,6 +83,42 @@ def test_probabilities_are_the_mean_of_each_views_softmax(views: int, per_batch:
         torch.testing.assert_close(found.values[row], torch.stack(each).mean(0))
     assert found.labels.tolist() == dataset.labels.tolist()
     assert found.indices.tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("readers", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 7, 40])
+def test_runs_cover_all_items_once_and_each_reader_reads_on(
+    count: int, readers: int, world_size: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        batches = batches_in_runs(count, 4, rank, world_size, readers)
+        for reader in range(readers):
+            items = [item for batch in batches[reader::readers] for item in batch]
+            assert items == list(range(items[0], items[-1] + 1)) if items else not batches[reader:]
+            seen += items
+        assert all(0 < len(batch) <= 4 for batch in batches)
+    assert seen == list(range(count))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_runs_give_what_the_usual_order_gives(num_workers: int) -> None:
+    videos = Views(21, 2, bad=(5,))
+    usual, in_runs = (
+        per_item(
+            lambda views: views.float().flatten(1),
+            videos,
+            device=CPU,
+            on_bad="skip",
+            views_per_batch=4,
+            num_workers=num_workers,
+            in_runs=runs,
+        )
+        for runs in (False, True)
+    )
+    assert torch.equal(usual.values, in_runs.values)
+    assert torch.equal(usual.indices, in_runs.indices) and usual.bad == in_runs.bad
 
 
 def test_an_undecodable_video_is_an_error_that_names_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import Pause, RunConfig, fit
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 
 CPU = torch.device("cpu")
@@ -162,3 +163,48 @@ def test_the_engine_logs_it_as_validation(tmp_path: Path) -> None:
     )
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "val/knn_top1" in r] == [6, 9]
+
+
+class ShardedItems(Items):
+    """Items in shards of ten."""
+
+    shard_sizes = (10,) * 6
+
+
+def shards_in_order(items: list[int]) -> list[int]:
+    return [shard for shard, _ in itertools.groupby(index // 10 for index in items)]
+
+
+def test_of_shards_it_reads_a_few_whole_ones_each_once() -> None:
+    config = KnnMonitorConfig(every=1, k=3, queries=4, samples=16, batch_size=3)
+    items = ShardedItems()
+    monitor = KnnMonitor(config, items, items.labels, seed=0)
+    assert monitor(end(1, Colours())) == {"knn_top1": 1.0}
+    assert len(items.read) == 20 and len(set(items.read)) == 20
+    # Queries and gallery in one pass: no shard is come back to.
+    visited = shards_in_order(items.read)
+    assert len(visited) == 2 and visited == sorted(visited)
+    assert monitor.queries and monitor.gallery
+    chosen = {
+        tuple(shards_in_order(sorted([*other.queries, *other.gallery])))
+        for other in (KnnMonitor(config, items, items.labels, seed=seed) for seed in range(5))
+    }
+    assert len(chosen) > 1
+
+
+def test_of_shards_it_takes_more_until_there_are_two_groups() -> None:
+    items = ShardedItems()
+    groups = [f"g{index // 30}" for index in range(60)]
+    config = KnnMonitorConfig(every=1, queries=1, samples=2)
+    labels = torch.zeros(60, dtype=torch.long)
+    for seed in range(5):
+        monitor = KnnMonitor(config, items, labels, group_of=groups, seed=seed)
+        assert {groups[i] for i in monitor.queries}.isdisjoint(groups[i] for i in monitor.gallery)
+
+
+def test_queries_of_which_none_can_be_read_are_an_error() -> None:
+    items = Items()
+    monitor = KnnMonitor(KnnMonitorConfig(every=1, queries=2), items, items.labels, seed=0)
+    items.bad = tuple(monitor.queries)
+    with pytest.raises(DataError, match="none of the kNN monitor's queries can be read: broken"):
+        monitor(end(1, Colours()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ndavid.data.images import ImageDataConfig
-from ndavid.data.manifest import Manifest, read_manifest
+from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.union import Part, unite
 from ndavid.errors import CheckpointError
@@ -59,6 +60,78 @@ def test_a_union_of_datasets_names_the_same_files_otherwise(coloured: Path, tmp_
     assert leaky.details["test_videos_seen"] == 6
     clean = trace(str(run), manifest.select("test", 1), manifest.root, 1)
     assert clean.details["test_videos_seen"] == 0
+
+
+def write_union(coloured: Path, folder: Path) -> Manifest:
+    """A union with the coloured videos as one part, so that folders come before their paths."""
+    manifest = read_manifest(coloured)
+    record = dataclasses.replace(manifest.records[0], path="other/only.mp4", label=0)
+    other = Manifest(folder, ("x",), (record,))
+    union = unite([Part("coloured", manifest), Part("other", other, fold=1)])
+    union.write(folder / "manifest.csv")
+    assert not {r.path for r in union.records} & {r.path for r in manifest.records}
+    return union
+
+
+def test_a_union_in_shards_has_its_videos(coloured: Path, tmp_path: Path) -> None:
+    union = write_union(coloured, tmp_path / "union")
+    there = [r for r in union.select("train", 1) if not r.path.endswith("only.mp4")]
+    write_shards(
+        ClipFiles(there, union.root),
+        tmp_path / "shards",
+        num_shards=2,
+        classes=union.classes,
+        split="train",
+        fold=1,
+    )
+    run = write_run(tmp_path / "run", tmp_path / "gone", fold=1)
+    config = f"data: {{shards: '{tmp_path / 'shards'}', fold: 1, split: train}}\n"
+    (run / "config.yaml").write_text(config)
+    manifest = read_manifest(coloured)
+    for fold, seen in ((1, 0), (2, 6)):
+        found = trace(str(run), manifest.select("test", fold), manifest.root, fold)
+        assert found.details["test_videos_seen"] == seen
+        assert any("LEAK" in note for note in found.notes) == bool(seen)
+
+
+def test_a_union_has_the_videos_of_another_prepared_copy(coloured: Path, tmp_path: Path) -> None:
+    write_union(coloured, tmp_path / "union")
+    run = write_run(tmp_path / "run", tmp_path / "union", fold=1)
+    copy = shutil.copytree(coloured, tmp_path / "elsewhere" / "small")
+    text = (copy / "manifest.csv").read_text()
+    (copy / "manifest.csv").write_text(text.replace(".mp4", ".avi"))
+    manifest = read_manifest(copy)
+    for fold, seen in ((1, 0), (2, 6)):
+        found = trace(str(run), manifest.select("test", fold), manifest.root, fold)
+        assert found.details["test_videos_seen"] == seen
+    # And the other way around: trained on the copy, tested on the union.
+    of_copy = write_run(tmp_path / "of_copy", copy, fold=1)
+    union = read_manifest(tmp_path / "union")
+    tested = union.select("test", 2)
+    assert trace(str(of_copy), tested, union.root, 2).details["test_videos_seen"] == 6
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "frames", "seen"),
+    [
+        ("a.mp4", "a.avi", 31, 1),  # one path, though a copy may have lost a frame
+        ("ucf/a.mp4", "a.mp4", 30, 1),
+        ("ucf/a.mp4", "a.mp4", 31, 0),  # a name alone
+        ("a.mp4", "hmdb/a.mp4", 31, 0),
+        ("ucf/x/a.mp4", "x/a.mp4", 31, 1),
+        ("ucf/x/a.mp4", "ucf/y/a.mp4", 30, 0),
+        ("ucf/xx/a.mp4", "x/a.mp4", 30, 0),
+    ],
+)
+def test_paths_are_compared_from_their_end_by_whole_folders(
+    tmp_path: Path, trained: str, tested: str, frames: int, seen: int
+) -> None:
+    record = ClipRecord(trained, 0, "", 30, 25.0, 8, 8, ("train",))
+    Manifest(tmp_path / "set", ("x",), (record,)).write(tmp_path / "set" / "manifest.csv")
+    run = write_run(tmp_path / "run", tmp_path / "set", fold=1)
+    other = dataclasses.replace(record, path=tested, num_frames=frames)
+    found = trace(str(run), [other], tmp_path / "elsewhere", 1)
+    assert found.details["test_videos_seen"] == seen
 
 
 def test_shards_are_known_by_their_index_not_by_the_manifest_beside_them(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -175,6 +176,20 @@ def test_the_same_report_is_the_same_file(runs: Path) -> None:
     report = Report(title="t", rows=[ReportRow(name="x", result=result(40))], curves=curves)
     first = write_report(report, runs / "1.html").read_bytes()
     assert write_report(report, runs / "2.html").read_bytes() == first
+
+
+def test_motion_probes_of_several_encoders_are_drawn(tmp_path: Path) -> None:
+    def probe(right: int) -> Result:
+        metrics = {"reversed": wilson(right, 80), "shuffled": wilson(right + 5, 80)}
+        return dataclasses.replace(result(right), metrics=metrics)
+
+    rows = [ReportRow(name=name, result=probe(k)) for name, k in (("DPC", 60), ("MoCo", 50))]
+    page, alone = (
+        write_report(Report(title="Motion", rows=rows[:count]), tmp_path / "page.html").read_text()
+        for count in (2, 1)
+    )
+    assert "told from reversed of each" in page and "told from shuffled of each" in page
+    assert "told from" not in alone
 
 
 def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
