@@ -5,8 +5,8 @@
 
 From the repository's root. Stopped or failed, it goes on when the command is given again; steps
 that were done are not repeated. The output folder holds results.csv, tables.md, differences.json,
-figures, and every run and result with its log. ``--dry_run true`` lists the steps. The exit code
-is 1 where steps failed.
+figures, and every run and result with its log. ``--dry_run true`` lists the steps, and
+``--report_only true`` writes the report of what is there. The exit code is 1 where steps failed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ def main() -> None:
     if config.dry_run:
         print(list_steps(config))
         return
-    progress = run_steps(config)
-    print(write_report(config, ["python", *sys.argv]))
+    words = ["python", *sys.argv]
+    if config.report_only:
+        print(write_report(config, words))
+        return
+    try:
+        progress = run_steps(config)
+    except SystemExit:  # told to stop: what there is may be all there will ever be
+        print(write_report(config, words))
+        raise
+    print(write_report(config, words))
     for step, reason in progress.failures:
         print(f"failed: {step.folder}: {reason}", file=sys.stderr)
     if progress.failures:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scripts import ROOT
+from scripts import load as load_script
 
 from ndavid.config import from_yaml, parse
 from ndavid.data.annotations import parse_ucf101
@@ -138,6 +139,7 @@ def test_what_is_written(started: dict[str, Any]) -> None:
     assert content["config"]["measurements"][0]["overrides"]["folds"] == "[{split}]"
     for difference in content["differences"]:
         assert (difference["design"], difference["items"]) == ("nested", 28)
+        assert difference["sources"] < 28
         assert difference["seeds"] == [0, 1]
         low, high = difference["both"]["low"], difference["both"]["high"]
         assert low <= difference["value"] <= high
@@ -180,6 +182,19 @@ def test_a_second_start_repeats_nothing(started: dict[str, Any], at_root: None) 
     after = {p: p.stat().st_mtime_ns for p in started["output"].rglob("*") if p.is_file()}
     lock = started["output"] / "study.lock"
     assert {**after, lock: 0} == {**before, lock: 0}
+
+
+def test_the_report_is_written_anew_without_running_anything(
+    started: dict[str, Any], at_root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = started["output"] / "tables.md"
+    before = {p: p.stat().st_mtime_ns for p in started["output"].rglob("*/*") if p.is_file()}
+    page.unlink()
+    monkeypatch.setattr("sys.argv", ["study.py", *started["words"], "--report_only", "true"])
+    load_script(SCRIPT).main()
+    assert "### dpc, retrieval: R@1" in page.read_text()
+    after = {p: p.stat().st_mtime_ns for p in started["output"].rglob("*/*") if p.is_file()}
+    assert after == before
 
 
 def test_another_override_is_not_mixed_in(started: dict[str, Any], at_root: None) -> None:

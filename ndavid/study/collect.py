@@ -14,12 +14,16 @@ from ndavid.config import nearest
 from ndavid.engine.tracking import METRICS_FILE
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.outcomes import OUTCOMES_FILE, read_outcomes
-from ndavid.evaluation.protocol import load_result
+from ndavid.evaluation.protocol import Result, load_result
 from ndavid.evaluation.report import RESULT_FILE
+from ndavid.evaluation.sources import sources
+from ndavid.study.caveats import caveats_of
 from ndavid.study.config import TRAINING, StudyConfig
 from ndavid.study.plan import Cell, Measured, Step
 from ndavid.study.steps import record_of
 
+# What of a result's environment may change its numbers; the rest is of the single step.
+_ENVIRONMENT = ("device", "python", "platform", "cuda", "cudnn", "packages")
 # Diagnostics are means over the first and over the last twentieth: single steps are noisy.
 _PARTS = 20
 
@@ -35,11 +39,13 @@ class Row:
         value: Fractions, not per cent.
         low, high: 95% interval over the tested items alone; nan where there is none.
         n: Tested items; of diagnostics, the records behind the mean.
+        sources: What the items were cut from; 0 where that is unknown, or they are images.
         chance: Of guessing; nan where it has no meaning.
         percent: Whether readers are shown it in per cent.
         training_seconds, seconds: Wall time of the training, and of this measurement; where one
             was stopped and went on, of its last process.
-        commit: Of the code that measured, ``-changed`` if files were; empty for diagnostics.
+        commit: Of the code that measured, ``-changed`` if files were; where another one trained,
+            that one, ``/``, and this one.
     """
 
     method: str
@@ -51,6 +57,7 @@ class Row:
     low: float = math.nan
     high: float = math.nan
     n: int
+    sources: int = 0
     chance: float = math.nan
     percent: bool = False
     training_seconds: float
@@ -62,7 +69,7 @@ Key = tuple[str, str, int, str, str]
 """method, arm, seed, measurement, metric"""
 
 Outcomes = Mapping[str, float]
-"""An item, with its official fold -> what became of it in one metric, such as 1.0 for right."""
+"""An item, after the official folds tested -> what became of it in a metric, as 1.0 for right."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,33 @@ class Collected:
     Attributes:
         rows: In the order of the grid.
         outcomes: Of the metrics that are means over items.
+        sources: Measurement -> item -> what it was cut from, where that is known.
         seconds: Wall time of the steps that are done, by name: the cell's, ``/``, and ``training``
             or the measurement's.
         missing: Names of those that are not.
+        caveats: What results warn of -> the names of the steps that do.
+        unsourced: Names of steps that tested videos of unknown sources.
+        commits: Of all code that trained or measured.
+        environments: Distinct devices and versions that results were measured with.
     """
 
     rows: list[Row] = field(default_factory=list)
     outcomes: dict[Key, Outcomes] = field(default_factory=dict)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    caveats: dict[str, list[str]] = field(default_factory=dict)
+    unsourced: list[str] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a cell's training: its seconds, nan without one, and the code's commit."""
+
+    seconds: float = math.nan
+    commit: str = ""
 
 
 def collect(config: StudyConfig, grid: Sequence[Cell]) -> Collected:
@@ -91,22 +116,80 @@ def collect(config: StudyConfig, grid: Sequence[Cell]) -> Collected:
         DataError: A result that cannot be read.
     """
     found = Collected()
+    manifests: dict[str, dict[str, str]] = {}
     for cell in grid:
-        training_seconds = math.nan
-        if cell.training is not None and _is_done(found, f"{cell.name}/{TRAINING}", cell.training):
-            training_seconds = found.seconds[f"{cell.name}/{TRAINING}"]
-            found.rows.extend(_diagnostics(cell, config.diagnostics, training_seconds))
+        trained = Trained()
+        if cell.training is not None:
+            record = _record(found, f"{cell.name}/{TRAINING}", cell.training)
+            if record is not None:
+                trained = Trained(float(record["seconds"]), _commit_of_training(cell, record))
+                _note(found.commits, trained.commit)
+                found.rows.extend(_diagnostics(cell, config.diagnostics, trained))
         for measured in cell.measurements:
             name = f"{cell.name}/{measured.config.name}"
-            if not _is_done(found, name, measured.step):
-                continue
-            rows = _measured(cell, measured, training_seconds, found.seconds[name])
-            found.rows.extend(rows)
-            outcomes = _outcomes(measured.step)
-            for row in rows:
-                if row.metric in outcomes:
-                    found.outcomes[key_of(row)] = outcomes[row.metric]
+            if _record(found, name, measured.step) is not None:
+                result = load_result(measured.step.folder / RESULT_FILE)
+                manifest = str(result.config.get("manifest", ""))
+                if manifest not in manifests:  # read once, whatever the number of results
+                    manifests[manifest] = sources(result)
+                _add(found, cell, measured, trained, result, manifests[manifest])
     return found
+
+
+def _add(
+    found: Collected,
+    cell: Cell,
+    measured: Measured,
+    trained: Trained,
+    result: Result,
+    known: Mapping[str, str],
+) -> None:
+    """Takes in one result.
+
+    Args:
+        found: What there is already.
+        cell, measured: What was measured.
+        trained: Of the cell.
+        result: What was written.
+        known: The sources of its items, by path.
+    """
+    name = f"{cell.name}/{measured.config.name}"
+    commit = _commit(result.environment.get("git"))
+    _note(found.commits, commit)
+    _note(found.environments, {k: v for k, v in result.environment.items() if k in _ENVIRONMENT})
+    for text in caveats_of(result.protocol):
+        found.caveats.setdefault(text, []).append(name)
+    if result.protocol.num_videos and not known:
+        found.unsourced.append(name)
+    outcomes, paths = _outcomes(measured.step)
+    own = {item: known[path] for item, path in paths.items() if path in known}
+    found.sources.setdefault(measured.config.name, {}).update(own)
+    for metric in measured.config.metrics or result.metrics:
+        if metric not in result.metrics:
+            hint = nearest(metric, list(result.metrics))
+            raise ConfigError(f"measurement {measured.config.name}: no metric {metric!r}{hint}")
+        value = result.metrics[metric]
+        items = outcomes.get(metric, {})
+        row = Row(
+            method=cell.method,
+            arm=cell.arm,
+            seed=cell.seed,
+            measurement=measured.config.name,
+            metric=metric,
+            value=value.value,
+            low=value.low,
+            high=value.high,
+            n=value.n,
+            sources=len({own.get(item, item) for item in items}) if own else 0,
+            chance=math.nan if result.chance is None else result.chance,
+            percent=value.percent,
+            training_seconds=trained.seconds,
+            seconds=found.seconds[name],
+            commit=" / ".join(dict.fromkeys(one for one in (trained.commit, commit) if one)),
+        )
+        found.rows.append(row)
+        if items:
+            found.outcomes[key_of(row)] = items
 
 
 def key_of(row: Row) -> Key:
@@ -129,50 +212,37 @@ def _shown(value: object) -> object:
     return value
 
 
-def _is_done(found: Collected, name: str, step: Step) -> bool:
-    """Whether a step has finished, which is noted."""
+def _record(found: Collected, name: str, step: Step) -> dict[str, Any] | None:
+    """What a step that has finished left, which is noted."""
     record = record_of(step)
     if record is None:
         found.missing.append(name)
-        return False
-    found.seconds[name] = float(record["seconds"])
-    return True
+    else:
+        found.seconds[name] = float(record["seconds"])
+    return record
 
 
-def _measured(cell: Cell, measured: Measured, training_seconds: float, seconds: float) -> list[Row]:
-    """The values of one measurement that are to be shown."""
-    result = load_result(measured.step.folder / RESULT_FILE)
-    for name in measured.config.metrics:
-        if name not in result.metrics:
-            hint = nearest(name, list(result.metrics))
-            raise ConfigError(f"measurement {measured.config.name}: no metric {name!r}{hint}")
-    return [
-        Row(
-            method=cell.method,
-            arm=cell.arm,
-            seed=cell.seed,
-            measurement=measured.config.name,
-            metric=name,
-            value=result.metrics[name].value,
-            low=result.metrics[name].low,
-            high=result.metrics[name].high,
-            n=result.metrics[name].n,
-            chance=math.nan if result.chance is None else result.chance,
-            percent=result.metrics[name].percent,
-            training_seconds=training_seconds,
-            seconds=seconds,
-            commit=_commit(result.environment),
-        )
-        for name in measured.config.metrics or result.metrics
-    ]
+def _note(known: list[Any], one: Any) -> None:
+    if one and one not in known:
+        known.append(one)
 
 
-def _commit(environment: Mapping[str, Any]) -> str:
-    git = environment.get("git") or {}
-    return f"{git.get('commit', '')}{'-changed' if git.get('changed') else ''}"
+def _commit_of_training(cell: Cell, record: Mapping[str, Any]) -> str:
+    """By the step's record; of a study before those held it, by what the training wrote."""
+    if "git" in record or cell.training is None:
+        return _commit(record.get("git"))
+    try:
+        path = cell.training.folder / "environment.json"
+        return _commit(json.loads(path.read_text(encoding="utf-8")).get("git"))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
-def _diagnostics(cell: Cell, names: Sequence[str], seconds: float) -> Iterator[Row]:
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return f"{git.get('commit', '')}{'-changed' if git.get('changed') else ''}" if git else ""
+
+
+def _diagnostics(cell: Cell, names: Sequence[str], trained: Trained) -> Iterator[Row]:
     """The means over the first and over the last part of a training's records."""
     if not names or cell.training is None:
         return
@@ -190,8 +260,9 @@ def _diagnostics(cell: Cell, names: Sequence[str], seconds: float) -> Iterator[R
                     metric=f"{name}_{when}",
                     value=sum(part) / len(part),
                     n=len(part),
-                    training_seconds=seconds,
-                    seconds=seconds,
+                    training_seconds=trained.seconds,
+                    seconds=trained.seconds,
+                    commit=trained.commit,
                 )
 
 
@@ -202,12 +273,22 @@ def _records(path: Path) -> list[dict[str, float]]:
         raise DataError(path, f"cannot read the metrics of a training: {error}") from error
 
 
-def _outcomes(step: Step) -> dict[str, dict[str, float]]:
-    """Metric -> its outcomes, of the metrics that have them."""
+def _outcomes(step: Step) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """(metric -> its outcomes, of the metrics that have them; item -> its path in the manifest).
+
+    An item that is tested in several folds is one item, with the mean over them. Its name begins
+    with all folds that were tested, so that only seeds that were tested on the same ones share it.
+    """
     path = step.folder / OUTCOMES_FILE
-    found: dict[str, dict[str, float]] = {}
-    if path.is_file():
-        for outcome in read_outcomes(path):
-            item = f"{outcome.fold}:{outcome.item}"
-            found.setdefault(outcome.metric, {})[item] = outcome.value
-    return found
+    if not path.is_file():
+        return {}, {}
+    rows = read_outcomes(path)
+    folds = "+".join(map(str, sorted({row.fold for row in rows})))
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        values.setdefault(row.metric, {}).setdefault(f"{folds}:{row.item}", []).append(row.value)
+    means = {
+        metric: {item: sum(several) / len(several) for item, several in items.items()}
+        for metric, items in values.items()
+    }
+    return means, {f"{folds}:{row.item}": row.item for row in rows}

@@ -87,6 +87,9 @@ class MeasurementConfig:
     """metrics that the tables show; empty: all"""
     lower_is_better: list[str] = field(default_factory=list)
     """those metrics that are distances or errors; tables and figures say so"""
+    fixed_split: bool = False
+    """true: in a study with `splits` it tests every seed on the same split on purpose, one that is
+    kept out of all trainings"""
 
 
 @dataclass(kw_only=True)
@@ -111,6 +114,8 @@ class StudyConfig:
     """threads of a step on the CPU"""
     dry_run: bool = False
     """print each step's command and whether it is done, and run nothing"""
+    report_only: bool = False
+    """write the report of what is there, and run nothing; beside a running study too"""
     diagnostics: list[str] = field(default_factory=list)
     """metrics of training whose first and last values are tabled, such as nda_outrank"""
     resamples: int = 10000
@@ -141,6 +146,8 @@ class StudyConfig:
             _check_chosen(f"methods {where}", measurement.methods, methods)
             _check_chosen(f"arms {where}", measurement.arms, arms)
         self._check_numbers()
+        self._check_baseline()
+        self._check_splits()
 
     def _check_numbers(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -150,21 +157,75 @@ class StudyConfig:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if min(self.splits, default=1) < 1:
             raise ConfigError(f"splits are counted from 1; not {self.splits}")
+
+    def _check_baseline(self) -> None:
+        (baseline,) = (arm for arm in self.arms if arm.name == self.baseline)
+        without = [
+            m.name for m in self.methods if baseline.methods and m.name not in baseline.methods
+        ]
+        if without:
+            raise ConfigError(
+                f"method {without[0]}: no arm {self.baseline!r}, the baseline, so that its arms "
+                "would be compared with nothing; add it to the `methods` of that arm"
+            )
+
+    def _check_splits(self) -> None:
+        """What is trained on a seed's split is tested on it, and the other way round."""
         overrides = [one.overrides for one in self.methods]
         overrides += [one.overrides for one in self.arms]
         overrides += [one.overrides for one in self.measurements]
-        named = "{split}" in str(overrides)
+        named = _names_split(*overrides)
         if named and not self.splits:
             raise ConfigError("an override names {split}, but the study has no `splits`")
         # Every seed would be tested on the configs' own split, whatever the study promises.
         if self.splits and not named:
             raise ConfigError(f"splits are {self.splits}, but no override names {{split}}")
+        for measurement in self.measurements:
+            if measurement.fixed_split and _names_split(measurement.overrides):
+                raise ConfigError(
+                    f"measurement {measurement.name}: its overrides name {{split}}, and "
+                    "`fixed_split` says that they do not"
+                )
+            for method in self.methods:
+                for arm in self.arms:
+                    if self.splits and arm.trained and measures(measurement, method, arm):
+                        _check_split(measurement, method, arm)
 
     def split_of(self, seed: int) -> int | None:
         """The official split dealt to one of ``seeds``; None in a study without splits."""
         if not self.splits:
             return None
         return self.splits[self.seeds.index(seed) % len(self.splits)]
+
+
+def measures(measurement: MeasurementConfig, method: MethodConfig, arm: ArmConfig) -> bool:
+    """Whether a measurement is of this method's training with this arm, which there must be."""
+    return (
+        (not arm.methods or method.name in arm.methods)
+        and (not measurement.methods or method.name in measurement.methods)
+        and (not measurement.arms or arm.name in measurement.arms)
+    )
+
+
+def _names_split(*overrides: dict[str, Override]) -> bool:
+    return "{split}" in str(overrides)
+
+
+def _check_split(measurement: MeasurementConfig, method: MethodConfig, arm: ArmConfig) -> None:
+    trained, tested = f"method {method.name} with {arm.name}", f"measurement {measurement.name}"
+    trained_by_split = _names_split(method.overrides, arm.overrides)
+    tested_by_split = _names_split(measurement.overrides)
+    if trained_by_split and not tested_by_split and not measurement.fixed_split:
+        raise ConfigError(
+            f"{trained} is trained on {{split}}, but no override of {tested} names it: every seed "
+            "would be tested on the config's own split, which some were trained on; name {split}, "
+            "or say `fixed_split: true` where that split is kept out of all trainings"
+        )
+    if tested_by_split and not trained_by_split:
+        raise ConfigError(
+            f"{tested} tests {{split}}, but no override of {trained} names it: every seed would be "
+            "trained on the config's own split, which holds what others are tested on"
+        )
 
 
 def _check_names(

@@ -30,7 +30,8 @@ def difference_figure(
     """Writes a PNG of differences with their intervals; arms are rows.
 
     The thick line is the interval over items, the thin one over items and seeds; ticks are single
-    seeds. Filled and blue: the thin one excludes 0.
+    seeds. Filled and blue: the thin one excludes 0. Of two seeds the thin one can be twelve times
+    as wide as their distance: it ends in an arrow where it leaves the panel.
 
     Args:
         found: Differences of one method.
@@ -51,9 +52,10 @@ def difference_figure(
             axes.set_axis_off()
         for axes, (measurement, metric) in zip(grid.flat, panels, strict=False):
             scale = 100.0 if percent.get((measurement, metric), False) else 1.0
-            for difference in found:
-                if (difference.measurement, difference.metric) == (measurement, metric):
-                    _draw(axes, difference, arms.index(difference.arm), scale)
+            drawn = [d for d in found if (d.measurement, d.metric) == (measurement, metric)]
+            room = _room(drawn, scale)
+            for difference in drawn:
+                _draw(axes, difference, arms.index(difference.arm), scale, room)
             axes.axvline(0, color=FAINT, lw=1, zorder=0)
             axes.set_title(f"{measurement}: {metric}", color=INK)
             axes.set_yticks(range(len(arms)), arms)
@@ -70,12 +72,29 @@ def difference_figure(
     return path
 
 
-def _draw(axes: Axes, difference: Difference, row: int, scale: float) -> None:
+def _room(drawn: Sequence[Difference], scale: float) -> tuple[float, float]:
+    """How far thin lines may reach: as far again on each side as all else is wide."""
+    ends = [0.0]
+    for difference in drawn:
+        ends += difference.by_seed_values
+        if difference.by_item is not None:
+            ends += [difference.by_item.low, difference.by_item.high]
+    low, high = min(ends) * scale, max(ends) * scale
+    return 2 * low - high, 2 * high - low
+
+
+def _draw(
+    axes: Axes, difference: Difference, row: int, scale: float, room: tuple[float, float]
+) -> None:
     told = difference.is_told()
     colour = _TOLD if told else _UNTOLD
-    wide = difference.both or difference.by_seed
+    wide = difference.deciding
     if wide is not None:
-        axes.plot([wide.low * scale, wide.high * scale], [row, row], color=colour, lw=_THIN)
+        low, high = max(wide.low * scale, room[0]), min(wide.high * scale, room[1])
+        axes.plot([low, high], [row, row], color=colour, lw=_THIN)
+        for end, whole, arrow in ((low, wide.low, "<"), (high, wide.high, ">")):
+            if end != whole * scale:
+                axes.plot([end], [row], arrow, color=colour, ms=5)
     if difference.by_item is not None:
         low, high = difference.by_item.low * scale, difference.by_item.high * scale
         thick = axes.plot([low, high], [row, row], color=colour, lw=_THICK, alpha=_PALE)

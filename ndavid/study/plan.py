@@ -20,6 +20,7 @@ from ndavid.study.config import (
     MethodConfig,
     PreparationConfig,
     StudyConfig,
+    measures,
 )
 
 _BRACES = re.compile(r"\{([a-z][a-z0-9_.-]*)\}")
@@ -134,18 +135,13 @@ def _cell(config: StudyConfig, method: MethodConfig, arm: ArmConfig, seed: int) 
     checkpoint = str(run) if arm.trained else ""
     measurements = []
     for measurement in config.measurements:
-        if _applies(measurement, method, arm):
+        if measures(measurement, method, arm):
             target = folder / measurement.name
             given = {"checkpoint": checkpoint, "output": str(target)}
             overrides = _filled({**measurement.overrides, **given}, places)
             step = Step(target, measurement.script, measurement.config, overrides)
             measurements.append(Measured(measurement, step))
     return Cell(method.name, arm.name, seed, training, tuple(measurements))
-
-
-def _applies(measurement: MeasurementConfig, method: MethodConfig, arm: ArmConfig) -> bool:
-    right_method = not measurement.methods or method.name in measurement.methods
-    return right_method and (not measurement.arms or arm.name in measurement.arms)
 
 
 def _filled(overrides: Mapping[str, Any], places: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

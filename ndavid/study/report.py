@@ -8,9 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from ndavid.engine.environment import describe as describe_environment
+from ndavid.study.caveats import LEAK
 from ndavid.study.collect import Collected, collect, write_csv
 from ndavid.study.config import TRAINING, StudyConfig
 from ndavid.study.figures import difference_figure
@@ -33,24 +31,24 @@ def write_report(config: StudyConfig, command: Sequence[str]) -> Path:
         ConfigError, DataError: As `collect`.
     """
     output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
     collected = collect(config, cells(config))
     found = differences(collected, config.baseline, config.resamples)
     write_csv(collected.rows, output / RESULTS)
-    _write_json(found, config, output / DIFFERENCES)
+    _write_json(config, collected, found, output / DIFFERENCES)
     page = _page(config, collected, found, command)
     (output / TABLES).write_text(page, encoding="utf-8")
     return output / TABLES
 
 
-def _write_json(found: Sequence[Difference], config: StudyConfig, path: Path) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    environment = describe_environment(
-        seed=config.seeds[0], device=device, world_size=1, precision="see the configs"
-    )
+def _write_json(
+    config: StudyConfig, collected: Collected, found: Sequence[Difference], path: Path
+) -> None:
     content = {
         "title": config.title,
         "baseline": config.baseline,
-        "environment": environment,
+        "environments": collected.environments,
+        "commits": collected.commits,
         "config": dataclasses.asdict(config),
         "differences": [dataclasses.asdict(difference) for difference in found],
     }
@@ -116,24 +114,43 @@ def _facts(config: StudyConfig, collected: Collected, found: Sequence[Difference
         f"({(seconds - sum(trainings)) / 3600:.2f} h)."
     ]
     if collected.missing:
-        names = ", ".join(collected.missing[:_NAMED])
-        more = len(collected.missing) - _NAMED
-        rest = f" and {more} more" if more > 0 else ""
-        lines.append(f"**Missing: {len(collected.missing)} steps** ({names}{rest}).")
+        missing = collected.missing
+        lines.append(f"**Missing: {len(missing)} steps** ({_first_few(missing)}).")
     if config.splits:
         dealt = ", ".join(f"seed {seed} on {config.split_of(seed)}" for seed in config.seeds)
         lines.append(f"Official splits: {dealt}.")
-    commits = list(dict.fromkeys(row.commit for row in collected.rows if row.commit))
-    if len(commits) > 1:
-        lines.append(f"Measured with the code of several commits: {', '.join(commits)}.")
+    if len(collected.commits) > 1:
+        lines.append(f"Made with the code of several commits: {', '.join(collected.commits)}.")
     lines.append(
         f"Each arm is paired with `{config.baseline}`, seed by seed and item by item; bold "
         "intervals exclude 0."
     )
-    intervals = sum(difference.both is not None for difference in found)
-    if intervals:
+    deciding = sum(difference.deciding is not None for difference in found)
+    if deciding:
         lines.append(
-            f"Of {intervals} intervals over seeds and items about {0.05 * intervals:.1f} would "
-            "exclude 0 if no arm differed from the baseline at all."
+            f"Of the {deciding} intervals that decide (over seeds and items; over seeds where "
+            f"there are no items) about {0.05 * deciding:.1f}, at most, would exclude 0 if no arm "
+            "differed from the baseline at all."
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "".join(f"\n{line}\n" for line in _caveats(collected))
+
+
+def _caveats(collected: Collected) -> list[str]:
+    """What results warn of, leaks first: each once, with the measurements that it concerns."""
+    found = dict(collected.caveats)
+    if collected.unsourced:
+        text = (
+            "The videos' sources are unknown (no manifest could be read), so that clips of one "
+            "source are taken for independent, and intervals over items are too narrow."
+        )
+        found[text] = collected.unsourced
+    lines = []
+    for text in sorted(found, key=lambda text: not text.startswith(LEAK)):
+        shown = f"**{text}**" if text.startswith(LEAK) else text
+        lines.append(f"{shown} In {len(found[text])} measurements ({_first_few(found[text])}).")
+    return lines
+
+
+def _first_few(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,9 +1,9 @@
 """Runs one step in a process of its own, a fork of one that has already imported what all need.
 
 Importing torch takes longer than many a measurement; a fork takes no time, and a step that fails,
-leaks or is killed still harms no other. A finished step leaves ``step.json`` with its command:
-found again, it is not repeated; found with another command, it is an error, because results of two
-settings must not be mixed.
+leaks or is killed still harms no other. A finished step leaves ``step.json`` with its command and
+the digest of its config: found again, it is not repeated; found with others, it is an error,
+because results of two settings must not be mixed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from ndavid.engine.environment import git_commit
 from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.protocol import file_digest
 from ndavid.study.plan import Step
 
 RECORD = "step.json"
@@ -63,7 +65,7 @@ def record_of(step: Step) -> dict[str, Any] | None:
     """What a finished step left, None for one that has not finished.
 
     Raises:
-        ConfigError: It finished with another command.
+        ConfigError: It finished with another command, or its config was another one then.
         DataError: The record cannot be read.
     """
     path = step.folder / RECORD
@@ -79,6 +81,13 @@ def record_of(step: Step) -> dict[str, Any] | None:
         raise ConfigError(
             f"{step.folder} was made with another command ({_difference(command, step.command)}): "
             "give the study another output, or remove that folder"
+        )
+    then = record.get("config_sha256")
+    # A record of before they held it is believed; so is one whose config is not here any more.
+    if then and Path(step.config).is_file() and then != file_digest(step.config):
+        raise ConfigError(
+            f"{step.folder} was made with another content of {step.config}: give the study another "
+            "output, put the file back, or remove that folder"
         )
     return dict(record)
 
@@ -97,6 +106,7 @@ class StepRunner:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self.threads = threads
         self.gpus = list(gpus)
+        self.git = git_commit()  # now: the warm process imports the code once
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
         self.stopping = False
@@ -117,6 +127,8 @@ class StepRunner:
             return Ended(step, 0, 0.0, repeated=True)
         step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
+        # As it is read, not as somebody left it by the time the step ends.
+        digest = file_digest(step.config) if step.config else None
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         arguments = (step.command, str(step.folder / LOG), self.threads, gpu)
         process = self.context.Process(target=_run_script, args=arguments)
@@ -127,7 +139,7 @@ class StepRunner:
         seconds = time.monotonic() - started
         code = process.exitcode if process.exitcode is not None else 1
         if code == 0:
-            _write_record(step, seconds)
+            _write_record(step, seconds, digest, self.git)
         return Ended(step, code, seconds)
 
     def stop(self) -> None:
@@ -222,8 +234,16 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_record(step: Step, seconds: float) -> None:
-    record = {"command": step.command, "seconds": round(seconds, 1), "finished": time.time()}
+def _write_record(
+    step: Step, seconds: float, digest: str | None, git: dict[str, Any] | None
+) -> None:
+    record = {
+        "command": step.command,
+        "config_sha256": digest,
+        "git": git,
+        "seconds": round(seconds, 1),
+        "finished": time.time(),
+    }
     partial = step.folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     partial.replace(step.folder / RECORD)

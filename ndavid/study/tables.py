@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ndavid.study.collect import Collected, Row
 from ndavid.study.config import TRAINING, StudyConfig
-from ndavid.study.paired import Design, Difference, Interval
+from ndavid.study.groups import Design
+from ndavid.study.intervals import Interval
+from ndavid.study.paired import Difference
 
 _DESIGNS: dict[Design, str] = {
     "crossed": "",
@@ -43,18 +46,26 @@ def overview(
     rows = _measured(collected, method)
     columns = list(dict.fromkeys((row.measurement, row.metric) for row in rows))
     against = {(d.arm, d.measurement, d.metric): d for d in found if d.method == method}
+    seeds = len(config.seeds)
+    most = max(Counter((row.arm, row.measurement, row.metric) for row in rows).values(), default=0)
+
+    def shown(cell: Sequence[Row], difference: Difference | None) -> str:
+        few = f"{len(cell)} of {seeds} seeds" if len(cell) < most else ""
+        return _mean_and_difference(cell, difference, few)
+
     body = []
     for arm in _arms(config, rows):
         keys = [(arm, *column) for column in columns]
         cells = [[r for r in rows if (r.arm, r.measurement, r.metric) == key] for key in keys]
-        shown = (_mean_and_difference(c, against.get(k)) for c, k in zip(cells, keys, strict=True))
-        body.append((arm, *shown))
+        body.append((arm, *(shown(c, against.get(k)) for c, k in zip(cells, keys, strict=True))))
     percent = {(row.measurement, row.metric): row.percent for row in rows}
     header = [f"{name}: {metric}{_unit(percent[name, metric])}" for name, metric in columns]
     note = (
         f"Means over seeds and, in brackets, differences to `{config.baseline}`; bold where the "
-        "interval over seeds and items excludes 0."
+        "interval over seeds and items (over seeds where there are no items) excludes 0."
     )
+    if most < seeds:
+        note += f" So far {most} of {seeds} seeds."
     return Table(f"{method}: overview", note, ("arm", *header), tuple(body))
 
 
@@ -134,8 +145,8 @@ def _table(
 
 def _note(config: StudyConfig, rows: Sequence[Row], against: Sequence[Difference]) -> str:
     """Items, chance, and what a reader must know of the intervals."""
-    sizes = dict.fromkeys(row.n for row in sorted(rows, key=lambda r: config.seeds.index(r.seed)))
-    parts = [f"n = {', '.join(map(str, sizes))}"]
+    ordered = sorted(rows, key=lambda row: config.seeds.index(row.seed))
+    parts = [f"n = {', '.join(dict.fromkeys(_size(row) for row in ordered))}"]
     percent = rows[0].percent
     chances = sorted({_number(row.chance, percent) for row in rows if not math.isnan(row.chance)})
     if chances:
@@ -147,15 +158,25 @@ def _note(config: StudyConfig, rows: Sequence[Row], against: Sequence[Difference
     return "; ".join(parts) + "."
 
 
-def _mean_and_difference(rows: Sequence[Row], difference: Difference | None) -> str:
+def _size(row: Row) -> str:
+    return f"{row.n} ({row.sources} sources)" if row.sources else str(row.n)
+
+
+def _mean_and_difference(rows: Sequence[Row], difference: Difference | None, few: str) -> str:
+    """A mean, its difference to the baseline, and that there are few seeds; "-" without any."""
     if not rows:
         return "-"
     percent = rows[0].percent
     mean = _number(sum(row.value for row in rows) / len(rows), percent)
-    if difference is None:
-        return mean
-    text = f"{mean} ({_signed(difference.value, percent)})"
-    return f"**{text}**" if difference.is_told() else text
+    notes = []
+    if difference is not None:
+        # The baseline may lack a seed that the arm has.
+        on = f" on {len(difference.seeds)}" if len(difference.seeds) < len(rows) else ""
+        notes.append(f"{_signed(difference.value, percent)}{on}")
+    if few:
+        notes.append(few)
+    text = f"{mean} ({'; '.join(notes)})" if notes else mean
+    return f"**{text}**" if difference is not None and difference.is_told() else text
 
 
 def _against(difference: Difference | None, percent: bool) -> tuple[str, str, str, str]:

@@ -17,7 +17,7 @@ TRAIN = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
 parser = argparse.ArgumentParser()
-for name in ("--run.output", "--run.seed", "--nda.spec"):
+for name in ("--run.output", "--run.seed", "--nda.spec", "--fold"):
     parser.add_argument(name, default="")
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--pause", type=float, default=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.outcomes import OUTCOMES_FILE, Outcome, write_outcomes
@@ -55,7 +57,7 @@ def test_a_row_a_value_and_the_outcomes_of_its_items(tiny_study: Make, mark_done
     outcomes = [
         Outcome("a.mp4", "top1", 1.0, fold=1),
         Outcome("a.mp4", "top1", 0.3, fold=2),  # a mean over its clips
-        Outcome("b.mp4", "top5", 0.0),
+        Outcome("b.mp4", "top5", 0.0, fold=2),
     ]
     finish(cells(config)[0], mark_done, outcomes)
     found = gather(config)
@@ -69,8 +71,8 @@ def test_a_row_a_value_and_the_outcomes_of_its_items(tiny_study: Make, mark_done
     assert (row.chance, row.percent, found.rows[2].percent) == (0.1, True, False)
     assert (row.training_seconds, row.seconds, row.commit) == (30.0, 2.0, "abc-changed")
     assert found.outcomes == {
-        ("walk", "none", 0, "toy", "top1"): {"1:a.mp4": 1.0, "2:a.mp4": 0.3},
-        ("walk", "none", 0, "toy", "top5"): {"0:b.mp4": 0.0},
+        ("walk", "none", 0, "toy", "top1"): {"1+2:a.mp4": 0.65},
+        ("walk", "none", 0, "toy", "top5"): {"1+2:b.mp4": 0.0},
     }
     assert found.seconds == {"walk/none/seed0/training": 30.0, "walk/none/seed0/toy": 2.0}
     assert found.missing == ["walk/more/seed0/training", "walk/more/seed0/toy"]
@@ -132,7 +134,92 @@ def test_diagnostics_are_means_of_the_first_and_last_twentieth(
         ("nda_outrank_first", 0.25, 1),
         ("nda_outrank_last", 0.25, 1),
     ]
+    assert {row.commit for row in rows} == {""}
     assert all(math.isnan(row.chance) and row.training_seconds == 30.0 for row in rows)
+
+
+def test_folds_tested_tell_items_apart(tiny_study: Make, mark_done: MarkDone) -> None:
+    """Seeds of different splits share no item, even where a video is in both test sets."""
+    config = tiny_study(seeds=[0, 1])
+    first, _, second, _ = cells(config)
+    finish(first, mark_done, [Outcome("a.mp4", "top1", 1.0, fold=1)])
+    finish(second, mark_done, [Outcome("a.mp4", "top1", 1.0, fold=2)])
+    assert [[*items] for items in gather(config).outcomes.values()] == [["1:a.mp4"], ["2:a.mp4"]]
+
+
+def save(cell: Cell, **changes: object) -> None:
+    result = dataclasses.replace(RESULT, **changes)  # type: ignore[arg-type]
+    result.save(cell.measurements[0].step.folder / "result.json")
+
+
+def test_videos_have_the_sources_of_their_manifest(
+    tiny_study: Make, mark_done: MarkDone, tmp_path: Path
+) -> None:
+    config = tiny_study()
+    known, unknown = cells(config)
+    records = [
+        ClipRecord(name, label, group, 9, 25.0, 8, 8, ("test",))
+        for name, label, group in (("a", 0, "g1"), ("b", 0, "g1"), ("c", 1, "g1"), ("d", 1, ""))
+    ]
+    file = Manifest(tmp_path, ("jump", "run"), tuple(records)).write(tmp_path)
+    outcomes = [Outcome(name, "top1", 1.0, fold=1) for name in "abcd"]
+    for cell, manifest in ((known, str(file)), (unknown, str(tmp_path / "gone"))):
+        finish(cell, mark_done, outcomes)
+        save(cell, protocol=Protocol(num_videos=4), config={"manifest": manifest})
+    found = gather(config)
+    # A group's name counts within its class, and a clip without one stands alone.
+    assert found.sources == {"toy": {"1:a": "0/g1", "1:b": "0/g1", "1:c": "1/g1"}}
+    assert [row.sources for row in found.rows if row.metric == "top1"] == [3, 0]
+    assert found.unsourced == ["walk/more/seed0/toy"]
+
+
+def test_leaks_and_what_was_left_out_are_taken_along(tiny_study: Make, mark_done: MarkDone) -> None:
+    config = tiny_study()
+    for cell in cells(config):
+        finish(cell, mark_done)
+    leaking, sound = cells(config)
+    leak, unsure = "LEAK: 3 of the 4 test videos", "The weights come from x: overlap not checked."
+    save(leaking, protocol=Protocol(notes=[leak, unsure, "Gallery: 9."], num_bad=2))
+    save(sound, protocol=Protocol(notes=[unsure], num_dropped=1))
+    both = ["walk/none/seed0/toy", "walk/more/seed0/toy"]
+    assert gather(config).caveats == {
+        leak: both[:1],
+        unsure: both,
+        "Left out as unreadable: 2.": both[:1],
+        "Left out as shorter than a clip: 1 videos.": both[1:],
+    }
+
+
+def test_the_code_that_trained_is_told_where_another_measured(
+    tiny_study: Make, mark_done: MarkDone
+) -> None:
+    config = tiny_study()
+    for cell in cells(config):
+        finish(cell, mark_done)
+    new, old = (cell.training for cell in cells(config))
+    assert new is not None and old is not None
+    record = {"command": new.command, "seconds": 1, "git": {"commit": "def", "changed": False}}
+    (new.folder / "step.json").write_text(json.dumps(record))
+    # The record of an older study lacks it; the training itself wrote it down.
+    (old.folder / "environment.json").write_text(
+        json.dumps({"git": {"commit": "abc", "changed": True}})
+    )
+    found = gather(config)
+    assert [row.commit for row in found.rows if row.metric == "top1"] == [
+        "def / abc-changed",
+        "abc-changed",
+    ]
+    assert found.commits == ["def", "abc-changed"]
+
+
+def test_devices_and_versions_are_those_of_the_results(
+    tiny_study: Make, mark_done: MarkDone
+) -> None:
+    config = tiny_study(seeds=[0, 1])
+    for cell, device in zip(cells(config), ("cpu", "cpu", "gpu", "cpu"), strict=True):
+        finish(cell, mark_done)
+        save(cell, environment={"device": device, "seed": cell.seed, "argv": [cell.name]})
+    assert gather(config).environments == [{"device": "cpu"}, {"device": "gpu"}]
 
 
 def test_the_table_of_rows(tiny_study: Make, mark_done: MarkDone, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_a_place_is_given_on_the_command_line(tmp_path: Path) -> None:
         ("seeds: [5, 6, 7, 8]", "resamples: 10", "resamples must be at least 100"),
         ("seeds: [5, 6, 7, 8]", "splits: [1, 2]", "no override names {split}"),
         ("[{seed}]", "[{split}]", "the study has no `splits`"),
+        ("{nda.spec: ", "{x: '{split}', nda.spec: ", "the study has no `splits`"),
     ],
 )
 def test_what_is_wrong_is_named(old: str, new: str, named: str) -> None:
@@ -89,9 +90,55 @@ def test_a_study_needs_something_to_do(key: str) -> None:
         dataclasses.replace(study, **{key: []})
 
 
+SPLIT = STUDY.replace("[{seed}]", "[{split}]").replace('"[1]"', '"{split}"')
+
+
 def test_splits_are_dealt_to_the_seeds_in_turn() -> None:
-    study = from_yaml(StudyConfig, changed("[{seed}]", "[{split}]") + "splits: [3, 1, 2]\n")
+    study = from_yaml(StudyConfig, SPLIT + "splits: [3, 1, 2]\n")
     assert [study.split_of(seed) for seed in study.seeds] == [3, 1, 2, 3]
     assert from_yaml(StudyConfig, STUDY).split_of(5) is None
     with pytest.raises(ConfigError, match="counted from 1"):
-        from_yaml(StudyConfig, changed("[{seed}]", "[{split}]") + "splits: [0, 1]\n")
+        from_yaml(StudyConfig, SPLIT + "splits: [0, 1]\n")
+
+
+FIXED = "    fixed_split: true\n"
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "fixed", "named"),
+    [
+        (True, True, "", None),
+        (True, False, FIXED, None),
+        (True, False, "", "no override of measurement knn names it"),
+        (False, True, "", "no override of method dpc with none names it"),
+        (True, True, FIXED, "`fixed_split` says that they do not"),
+    ],
+)
+def test_a_split_is_trained_and_tested_or_neither(
+    trained: bool, tested: bool, fixed: str, named: str | None
+) -> None:
+    text = SPLIT if trained else SPLIT.replace('data.fold: "{split}"', 'data.fold: "[1]"')
+    text = text if tested else text.replace("[{split}]", "[2]")
+    text += f"{fixed}splits: [1, 2]\n"
+    if named is None:
+        assert from_yaml(StudyConfig, text).splits == [1, 2]
+        return
+    with pytest.raises(ConfigError) as error:
+        from_yaml(StudyConfig, text)
+    assert named in str(error.value)
+
+
+def test_random_weights_may_be_tested_on_any_split() -> None:
+    text = SPLIT.replace('data.fold: "{split}", ', "").replace(
+        "name: none", "name: none\n    trained: false"
+    )
+    text = text.replace("name: knn", "name: knn\n    arms: [none]") + "splits: [1, 2]\n"
+    assert from_yaml(StudyConfig, text).splits == [1, 2]
+
+
+def test_every_method_has_the_baseline() -> None:
+    other = "  - name: moco\n    recipe: a.py\narms:"
+    text = STUDY.replace("arms:", other).replace("name: none", "name: none\n    methods: [moco]")
+    with pytest.raises(ConfigError, match="method dpc: no arm 'none', the baseline"):
+        from_yaml(StudyConfig, text)
+    assert from_yaml(StudyConfig, STUDY.replace("arms:", other)).baseline == "none"

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from scripts import ROOT
 
 from ndavid.config import to_yaml
 from ndavid.errors import ConfigError
@@ -33,16 +34,14 @@ from ndavid.study.runner import list_steps, run_steps, visible_gpus
 
 Make = Callable[..., StudyConfig]
 
+# The recipe itself, with steps that need none of what it would import for them.
 DRIVER = """
-import sys
-from pathlib import Path
+import runpy, sys
 if __name__ == "__main__":
-    from ndavid.config import from_yaml, run_main
     from ndavid.study import steps
-    from ndavid.study.config import StudyConfig
-    from ndavid.study.runner import run_steps
     steps.PRELOADED = ("ndavid.study.runner",)
-    run_main(lambda: run_steps(from_yaml(StudyConfig, Path(sys.argv[1]))))
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -51,7 +50,12 @@ def start(config: StudyConfig, folder: Path) -> subprocess.Popen[str]:
     (folder / "driver.py").write_text(DRIVER)
     (folder / "study.yaml").write_text(to_yaml(config))
     return subprocess.Popen(
-        [sys.executable, str(folder / "driver.py"), str(folder / "study.yaml")],
+        [
+            sys.executable,
+            str(folder / "driver.py"),
+            str(ROOT / "recipes" / "study.py"),
+            f"--config={folder / 'study.yaml'}",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -309,6 +313,9 @@ def test_sigterm_lets_steps_save_and_a_second_study_is_refused(
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "SIGTERM: steps save; start again to go on" in said and "FAILED" not in said
+    # What there is may be all there will ever be.
+    page = Path(config.output) / "tables.md"
+    assert said.splitlines()[-1] == str(page) and "**Missing: 4 steps**" in page.read_text()
     assert records(config) == {}
     for arm in ("none", "more"):
         log = Path(config.output) / "walk" / arm / "seed0" / "training"

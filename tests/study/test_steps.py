@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ndavid.engine.environment import git_commit
 from ndavid.errors import ConfigError, DataError
 from ndavid.study import steps
 from ndavid.study.plan import Step
@@ -83,6 +84,24 @@ def test_a_step_of_another_command_is_refused(
     with pytest.raises(ConfigError) as error:
         run(write_step("", *new))
     assert said in str(error.value) and "another command" in str(error.value)
+
+
+def test_a_step_of_another_config_is_refused(write_step: WriteStep, tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text("lr: 1")
+    bare = write_step("")
+    step = Step(bare.folder, bare.script, str(config), ())
+    run(step)
+    assert run(step).repeated
+    config.write_text("lr: 2")
+    with pytest.raises(ConfigError, match=r"was made with another content of .*a\.yaml"):
+        record_of(step)
+    # A record of before they held the digest is believed.
+    path = step.folder / RECORD
+    record = json.loads(path.read_text())
+    del record["config_sha256"]
+    path.write_text(json.dumps(record))
+    assert record_of(step) == record
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"command": 3}', '{"command": []}'])
@@ -180,5 +199,6 @@ def test_the_record_holds_command_and_seconds(write_step: WriteStep) -> None:
     ended = run(step)
     record = json.loads((step.folder / RECORD).read_text())
     assert record["command"] == [step.script] and record["seconds"] >= 0.3
+    assert record["config_sha256"] is None and record["git"] == git_commit()
     assert record["seconds"] == pytest.approx(ended.seconds, abs=0.06)
     assert not list(step.folder.glob("*.partial"))

@@ -111,9 +111,33 @@ def test_the_overview_has_all_measurements_side_by_side() -> None:
     assert table.header == ("arm", "knn: top1 %", "gen: fid")
     assert table.rows == (
         ("none", "37.5", "30.5"),
-        ("stitch", "62.5 (+25.0)", "**28 (-2.5)**"),
-        ("late", "50.0 (0.0)", "-"),
+        # Two seeds do not tell a difference of -2 and -3 from none.
+        ("stitch", "62.5 (+25.0)", "28 (-2.5)"),
+        ("late", "50.0 (0.0; 1 of 2 seeds)", "-"),
     )
+    assert "So far" not in table.note
+
+
+def test_what_is_told_is_bold_and_an_unfinished_study_says_so() -> None:
+    config, found = study(seeds=[0, 1, 2]), collected()
+    found.rows.append(row("stitch", 2, 27.5, measurement="gen", metric="fid", percent=False))
+    for index, one in enumerate(found.rows):
+        if one.arm == "stitch" and one.metric == "fid" and one.seed < 2:
+            changes = {"measurement": "gen", "metric": "fid", "percent": False}
+            found.rows[index] = row("stitch", one.seed, 20.0 + one.seed, **changes)
+    table = overview(config, "moco", found, differences(found, "none", 300))
+    assert table.rows[1][2] == "**22.8 (-10 on 2)**"
+    assert table.rows[0][2] == "30.5 (2 of 3 seeds)"
+    found.rows[:] = [one for one in found.rows if one.seed < 2]
+    table = overview(config, "moco", found, differences(found, "none", 300))
+    assert table.rows[0][2] == "30.5" and table.note.endswith(" So far 2 of 3 seeds.")
+
+
+def test_a_table_tells_from_how_many_sources_its_items_are() -> None:
+    found = collected()
+    found.rows[:] = [row(one.arm, one.seed, one.value, sources=2) for one in found.rows[2:7]]
+    knn, *_ = measurement_tables(study(), "moco", found, differences(found, "none", 300))
+    assert knn.note == "n = 4 (2 sources); chance 10.0 %."
 
 
 def test_diagnostics_and_what_no_training_recorded() -> None:
