@@ -65,7 +65,10 @@ def run_part(name: str, output: Path, timeout: float = SECONDS_A_PART) -> dict[s
     found, log = output / f"{name}.json", output / f"{name}.log"
     found.unlink(missing_ok=True)
     command = [sys.executable, str(script), "--output", str(found), *PARTS[name].arguments]
-    outcome: dict[str, Any] = {"command": command[1:], "load_before": machine.load()}
+    outcome: dict[str, Any] = {
+        "command": [f"{HERE.name}/{script.name}", *command[2:]],
+        "load_before": machine.load(),
+    }
     start = time.perf_counter()
     problem = run_to_its_end(command, log, timeout)
     outcome["seconds"] = time.perf_counter() - start
