@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,11 @@ class StepRunner:
         with self._tracked(process) as running:
             if not running:
                 return Ended(step, -signal.SIGTERM, 0.0)
-            process.join()
+            # Starting a process polls all others. Of two threads that poll one the second finds
+            # its exit code read, and takes that for 255: so they take turns.
+            wait([process.sentinel])
+            with self._changed:
+                process.join()
         seconds = time.monotonic() - started
         code = process.exitcode if process.exitcode is not None else 1
         if code == 0:
