@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also the compiled encoder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.benchmark = True  # as `fit` has it
     device = torch.device(arguments.device)
     work = Workload(arguments.encoder, arguments.batch, arguments.size)
     settings = (*EAGER, COMPILED) if arguments.compile else EAGER

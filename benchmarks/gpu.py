@@ -9,11 +9,17 @@ says so and measures nothing; ``--device cpu`` runs it all the same, for a look 
 * "step" is a whole step on a batch that lies on the device; its operations are those of
   convolutions and matrix products, counted; the peak is the device's, dense bfloat16, from its data
   sheet, or ``--peak``.
-* "largest costs" are the kernels (on the CPU the operators) with the most time in a profile.
+* "kernels" is the part of a step in which the device computes, from a profile's sum: what is left
+  of 1 it waits for the next kernel.
+* "largest costs" are the kernels (on the CPU the operators) with the most time in that profile.
+* "NDA step" is that step, "plain step" the same without negatives.
 * "waiting" is the part of a run's time that `fit` spends waiting for the loader, with prepared
-  clips (made up, 128 px). The device may still be busy then: it waits no longer than that.
+  clips (made up, 128 px), once what the loader had ready at the start is used up. The device may
+  still be busy then: it waits no longer than that.
+* "batch ready / loader" says how many times more samples the device could take than these workers
+  make: above 1 the processor's cores bound the run, and so many times more of them would not.
 
-Limit: waiting 5% of the time.
+Limits: waiting 5% of the time; NDA 1.45 plain steps.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from typing import Any
 import part
 import torch
 from made_up_video import write_prepared
-from timing import in_turns, limited, middle, stopwatch
+from timing import in_turns, limited, middle, ratio_row, stopwatch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,8 +50,10 @@ from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig
 
-WAITING_LIMIT = 0.05
-WARMUP_STEPS, FED_STEPS = 10, 20
+WAITING_LIMIT, NDA_LIMIT = 0.05, 1.45
+WARMUP_STEPS, FED_STEPS = 10, 40
+PREFETCHED = 2  # batches that each of DataLoader's workers makes ahead
+SPEC = "jigsaw"
 
 # Dense bfloat16 with float32 sums, 10^12 operations a second, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -65,10 +73,10 @@ def peak_of(name: str) -> float | None:
     return next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 
-def build(encoder: str) -> DpcMethod:
-    """DPC with negatives."""
+def build(encoder: str, spec: str = SPEC) -> DpcMethod:
+    """DPC with these negatives."""
     torch.manual_seed(0)
-    return DpcMethod(DpcConfig(encoder=encoder), NdaConfig(spec="jigsaw"))
+    return DpcMethod(DpcConfig(encoder=encoder), NdaConfig(spec=spec))
 
 
 def step_of(method: nn.Module, device: torch.device, batch: int, size: int) -> Callable[[], None]:
@@ -95,12 +103,12 @@ def count_flops(run: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def largest_costs(run: Callable[[], None], device: torch.device, number: int = 3) -> list[dict]:
-    """What takes most of a step's time, by kernel or operator, with its share."""
-    on_gpu = device.type == "cuda"
+def kernels_of(run: Callable[[], None], device: torch.device) -> tuple[float, list[dict]]:
+    """Seconds of a step in kernels (on the CPU operators), and each one's share, largest first."""
+    on_gpu, steps = device.type == "cuda", 3
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as found:
-        for _ in range(3):
+        for _ in range(steps):
             run()
         if on_gpu:
             torch.cuda.synchronize(device)
@@ -112,82 +120,102 @@ def largest_costs(run: Callable[[], None], device: torch.device, number: int = 3
         if own > 0 and (kernel or not on_gpu):
             costs[event.key] = costs.get(event.key, 0.0) + own
     whole = sum(costs.values())
-    largest = sorted(costs.items(), key=lambda item: item[1], reverse=True)[:number]
-    return [{"name": name, "share": own / whole} for name, own in largest]
+    largest = sorted(costs.items(), key=lambda item: item[1], reverse=True)
+    microseconds = 1e-6
+    return whole / steps * microseconds, [{"name": n, "share": own / whole} for n, own in largest]
 
 
-def fed(method: nn.Module, batch: int, size: int, workers: int, steps: int) -> dict[str, float]:
+def fed(method: nn.Module, arguments: Any) -> dict[str, float]:
     """Trains on prepared clips; means of what the run's records say after warming up."""
+    batch, size, workers = arguments.batch, arguments.size, arguments.workers
+    # What the workers made while cuDNN tried its algorithms says nothing of their speed.
+    warmup = WARMUP_STEPS + PREFETCHED * workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clips = write_prepared(folder, max(64, 2 * batch), size)
+        # One epoch: each begins with empty hands, and a short one has no batch for some workers.
+        clips = write_prepared(folder, batch * (warmup + arguments.steps), size)
         sampler = DpcBlocks()
         found = open_clips(VideoDataConfig(manifest=str(clips)), sampler)
         transform = train_transform(AugmentConfig(preset="dpc", size=size))
         dataset = ClipDataset(found.records, found.root, sampler, transform)
         run = RunConfig(
             output=str(folder / "run"),
-            epochs=1000,
-            max_steps=WARMUP_STEPS + steps,
+            epochs=1,
             batch_size=batch,
             num_workers=workers,
             precision="bf16",
             channels_last=True,
-            log_every=WARMUP_STEPS,
+            log_every=5,
             resume="never",
         )
         fit(method, dataset, run=run, optim=OptimConfig(), collate=collate)
         lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if record["step"] > WARMUP_STEPS]
+    records = [record for record in map(json.loads, lines) if record["step"] > warmup + 1]
     names = ("samples_per_s", "seconds_data", "seconds_compute")
     return {name: sum(record[name] for record in records) / len(records) for name in names}
 
 
 def report(device: torch.device, arguments: Any) -> tuple[list[dict], dict[str, Any]]:
     """Rows for the table, and everything else."""
-    method = build(arguments.encoder).to(device)
-    to_channels_last(method)
-    if arguments.compile:
-        for target in method.compile_targets():
-            target.compile()
-    run = step_of(method, device, arguments.batch, arguments.size)
-    operations = count_flops(
-        step_of(build(arguments.encoder).to(device), device, 2, arguments.size)
-    )
-    operations = operations / 2 * arguments.batch
-    times = in_turns({"step": run}, arguments.rounds, stopwatch(device), warmup=5)["step"]
-    seconds, spread = middle(times)
-    costs = largest_costs(run, device)
-    run_speed = fed(method, arguments.batch, arguments.size, arguments.workers, arguments.steps)
-    waiting = run_speed["seconds_data"] / (run_speed["seconds_data"] + run_speed["seconds_compute"])
+    # As `fit` has it.
+    torch.backends.cudnn.benchmark = True
+    runs = {}
+    for name, spec in (("NDA", SPEC), ("plain", "")):
+        method = build(arguments.encoder, spec).to(device)
+        to_channels_last(method)
+        if arguments.compile:
+            for target in method.compile_targets():
+                target.compile()
+        runs[name] = step_of(method, device, arguments.batch, arguments.size)
+    times = in_turns(runs, arguments.rounds, stopwatch(device), warmup=5)
+    seconds, spread = middle(times["NDA"])
+    two = step_of(build(arguments.encoder).to(device), device, 2, arguments.size)
+    operations = count_flops(two) / 2 * arguments.batch
+    in_kernels, costs = kernels_of(runs["NDA"], device)
+    ready = arguments.batch / seconds
     reached = operations / seconds / 1e12
-    found = {
+    found: dict[str, Any] = {
         "batch": arguments.batch,
+        "size": arguments.size,
+        "compiled": arguments.compile,
         "seconds": seconds,
-        "samples_per_s": arguments.batch / seconds,
+        "seconds_in_kernels": in_kernels,
+        "samples_per_s": ready,
         "tflops": reached,
         "peak_tflops": arguments.peak,
-        "largest_costs": costs,
-        "fed": run_speed,
+        "largest_costs": costs[:15],
         "workers": arguments.workers,
     }
-    ratios = [
-        limited(
-            "waiting for clips / training",
-            waiting,
-            limit=WAITING_LIMIT,
-            note=f"{run_speed['samples_per_s']:.1f} samples/s, {arguments.workers} workers",
-        )
-    ]
+    note = f"{reached:.1f} TFLOP/s, {ready:.1f} samples/s, batch {arguments.batch} ready"
+    ratios = []
     if arguments.peak:
-        note = f"{reached:.1f} TFLOP/s, {arguments.batch / seconds:.1f} samples/s, batch ready"
         peaks = [operations / value / 1e12 / arguments.peak for value in reversed(spread)]
         ratios.append(limited("step / peak bfloat16", reached / arguments.peak, peaks, note=note))
     ratios += [
-        limited(f"largest cost {i + 1} / step", cost["share"], note=cost["name"][:80])
-        for i, cost in enumerate(costs)
+        ratio_row("NDA step / plain step", times["NDA"], times["plain"], NDA_LIMIT, note=note),
+        limited("kernels / step", in_kernels / seconds, note=f"{1e3 * seconds:.1f} ms a step"),
     ]
+    ratios += [
+        limited(f"largest cost {i + 1} / kernels", cost["share"], note=cost["name"][:80])
+        for i, cost in enumerate(costs[:3])
+    ]
+    if arguments.steps:
+        speed = fed(build(arguments.encoder), arguments)
+        found["fed"] = speed
+        ratios += rows_of_feeding(speed, ready, arguments.workers)
     return ratios, found
+
+
+def rows_of_feeding(speed: dict[str, float], ready: float, workers: int) -> list[dict]:
+    """Whether the loader keeps up with a device that takes ``ready`` samples a second."""
+    waiting = speed["seconds_data"] / (speed["seconds_data"] + speed["seconds_compute"])
+    made = speed["samples_per_s"]
+    note = f"{made:.1f} samples/s, {workers} workers"
+    rows = [limited("waiting for clips / training", waiting, limit=WAITING_LIMIT, note=note)]
+    if waiting > WAITING_LIMIT:
+        note = f"{made / workers:.1f} samples/s a worker: decoding and augmentation bound the run"
+        rows.append(limited("batch ready / loader", ready / made, note=note))
+    return rows
 
 
 def main() -> None:
@@ -197,7 +225,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=FED_STEPS, help="of the run that reads clips")
+    parser.add_argument(
+        "--steps", type=int, default=FED_STEPS, help="of the run that reads clips; 0: no such run"
+    )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--peak", type=float, help="TFLOP/s; default: by the device's name")
     parser.add_argument("--compile", action="store_true")

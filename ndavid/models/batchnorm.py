@@ -158,6 +158,38 @@ def split_batch_norms(module: nn.Module, splits: int) -> nn.Module:
     return module
 
 
+class FlatBatchNorm3d(nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` that lays a clip's frames under each other, as one tall image.
+
+    The same numbers and the same state dict. On a GPU PyTorch has kernels for images that lie
+    channels-last and none for clips that do: those take a general way, whose sums over places alone
+    were the second largest cost of a DPC step in bfloat16 (docs/results.md, "On one GPU"). The tall
+    image is a view in either layout, so that nothing is copied.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> the same shape, in the same layout."""
+        super()._check_input_dim(input)
+        tall = super().forward(input.flatten(2, 3))
+        return tall.unflatten(2, input.shape[2:4])
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """What is left to be checked is the tall image, which `forward` has made."""
+
+
+def flatten_batch_norms(module: nn.Module) -> nn.Module:
+    """Makes every plain `BatchNorm3d` inside ``module`` a :class:`FlatBatchNorm3d`; returns it.
+
+    In place: layers keep parameters, buffers, hooks and mode. Those of other kinds stay: PyTorch's
+    synchronised ones have kernels of their own.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm3d:
+            # They differ in how they call the kernel and in nothing that they hold.
+            layer.__class__ = FlatBatchNorm3d
+    return module
+
+
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[nn.Module]:
     """Inside, batch norm uses its running statistics, whatever the mode, and does not move them."""

@@ -96,7 +96,7 @@ class ToyMethod(nn.Module):
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places] = keys
+        self.queue[places] = keys.to(self.queue.dtype)
         self.position += len(keys)
 
 

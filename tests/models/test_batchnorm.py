@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ndavid.models.batchnorm import (
+    FlatBatchNorm3d,
     SplitBatchNorm,
     batch_norms,
     drop_running_stats,
+    flatten_batch_norms,
     freeze,
     has_running_stats,
     running_statistics,
@@ -279,3 +281,66 @@ def test_split_on_a_gpu_as_on_the_cpu(dtype: torch.dtype) -> None:
     assert out.dtype == dtype
     torch.testing.assert_close(out.float().cpu(), on_cpu(x), rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(on_gpu.running_var.cpu(), on_cpu.running_var, rtol=2e-2, atol=2e-2)
+
+
+def flat_and_plain(device: str = "cpu") -> tuple[nn.BatchNorm3d, nn.BatchNorm3d]:
+    """The same layer as `FlatBatchNorm3d` and as PyTorch's."""
+    plain = nn.BatchNorm3d(4).to(device)
+    with torch.no_grad():
+        plain.weight.copy_(torch.tensor([0.5, 1.0, -1.5, 2.0]))
+        plain.bias.copy_(torch.tensor([0.0, 1.0, -1.0, 0.5]))
+    flat = flatten_batch_norms(nn.Sequential(copy.deepcopy(plain)))[0]  # type: ignore[index]
+    assert type(flat) is FlatBatchNorm3d
+    return flat, plain
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last_3d),
+    "neither": lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6, 7), (3, 4, 1, 6, 7), (3, 4, 2, 1, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_flat_batch_norm_is_the_plain_one(
+    layout: str, shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    flat, plain = flat_and_plain(device)
+    x = LAYOUTS[layout](torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    x = x.to(device, dtype)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    results = []
+    for norm in (flat, plain):
+        given = x.detach().requires_grad_()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = norm(given)
+        (out.float() * weight).sum().backward()
+        results.append((out, given.grad, norm.weight.grad, norm.running_var, norm.eval()(x)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, **near)
+    # A view of the input's layout: nothing is copied into another one.
+    if layout != "neither":
+        assert results[0][0].stride() == results[1][0].stride()
+    assert flat.state_dict().keys() == plain.state_dict().keys()
+    assert flat.num_batches_tracked == 1
+
+
+def test_a_flat_batch_norm_refuses_images() -> None:
+    with pytest.raises(ValueError, match="5D"):
+        flat_and_plain()[0](torch.zeros(2, 4, 3, 3))
+
+
+def test_encoders_of_clips_are_built_with_flat_batch_norms_and_hooks_stay() -> None:
+    encoder = build_encoder("resnet2d3d10")
+    assert {type(norm) for norm in batch_norms(encoder)} == {FlatBatchNorm3d}
+    norm = nn.Sequential(nn.BatchNorm3d(4), nn.BatchNorm2d(4), nn.SyncBatchNorm(4))
+    called = []
+    norm[0].register_forward_hook(lambda *_: called.append(1))
+    flatten_batch_norms(norm)
+    norm[0](torch.randn(2, 4, 2, 3, 3))
+    kinds = [type(layer) for layer in norm]
+    assert called and kinds == [FlatBatchNorm3d, nn.BatchNorm2d, nn.SyncBatchNorm]
