@@ -171,7 +171,9 @@ class FlatBatchNorm3d(nn.BatchNorm3d):
         """(B, C, T, H, W) -> the same shape, in the same layout."""
         super()._check_input_dim(input)
         tall = super().forward(input.flatten(2, 3))
-        return tall.unflatten(2, input.shape[2:4])
+        # As a view proper it would cost two copies of the map when a ReLU then works in place:
+        # autograd keeps whatever a view's base may still be read for. Nobody else has this base.
+        return torch.ops.aten._unsafe_view(tall, list(input.shape))
 
     def _check_input_dim(self, input: Tensor) -> None:
         """What is left to be checked is the tall image, which `forward` has made."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ndavid.models.batchnorm import (
     FlatBatchNorm3d,
@@ -327,6 +330,35 @@ def test_a_flat_batch_norm_is_the_plain_one(
         assert results[0][0].stride() == results[1][0].stride()
     assert flat.state_dict().keys() == plain.state_dict().keys()
     assert flat.num_batches_tracked == 1
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[operator.overloadpacket.__name__] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_flat_batch_norm_adds_views_and_no_copies(layout: str) -> None:
+    # An in-place ReLU behind it, as encoders have.
+    x = LAYOUTS[layout](torch.randn(2, 4, 3, 5, 5)).requires_grad_()
+    weight = LAYOUTS[layout](torch.randn(2, 4, 3, 5, 5))
+    counts = []
+    for norm in flat_and_plain():
+        with Calls() as calls:
+            (norm(x).relu_() * weight).sum().backward()
+        x.grad = None
+        counts.append(calls.counts)
+    added = counts[0] - counts[1]
+    assert set(added) <= {"view", "_unsafe_view"} and not counts[1] - counts[0], added
 
 
 def test_a_flat_batch_norm_refuses_images() -> None:

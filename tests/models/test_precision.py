@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ndavid.models import precision
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoders import build_encoder
 from ndavid.models.precision import GuardedConv2d, GuardedConv3d, guard_cpu_bfloat16
@@ -86,6 +87,98 @@ def test_rarer_options_keep_their_meaning(options: dict, mode: str, steps: int) 
         options = {"padding": 1}
     conv = GuardedConv3d(4, 8, (3, 3, 3), padding_mode=mode, **options)
     assert_right(conv, torch.randn(2, 4, steps, 5, 5), torch.bfloat16, BF16_ROUNDING)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)),
+    padding=st.one_of(
+        st.just("same"), st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2))
+    ),
+    mode=st.sampled_from(["zeros", "replicate", "circular"]),
+    groups=st.sampled_from([1, 2, 4]),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_frame_by_frame_a_convolution_is_the_same(
+    kernel, stride, dilation, padding, mode, groups, bias, channels_last
+) -> None:
+    if padding == "same":
+        stride = (1, 1, 1)
+    torch.manual_seed(0)
+    conv = nn.Conv3d(
+        4,
+        8,
+        kernel,
+        stride=stride,
+        dilation=dilation,
+        padding=padding,
+        padding_mode=mode,
+        groups=groups,
+        bias=bias,
+    ).double()
+    x = torch.randn(2, 4, 9, 6, 7, dtype=torch.float64)
+    if channels_last:
+        conv = conv.to(memory_format=torch.channels_last_3d)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    results = []
+    for forward in (conv, lambda x: precision._frame_by_frame(conv, x, conv.weight, conv.bias)):
+        conv.zero_grad()
+        given_x = x.detach().requires_grad_()
+        out = forward(given_x)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append([out, given_x.grad, *(p.grad.clone() for p in conv.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_frames_are_taken_one_by_one_where_the_processor_has_amx(
+    monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    called = []
+    plain = precision._frame_by_frame
+    monkeypatch.setattr(precision, "HAS_AMX", amx)
+    monkeypatch.setattr(
+        precision, "_frame_by_frame", lambda *given: called.append(1) or plain(*given)
+    )
+    conv, x = GuardedConv3d(3, 4, 3, padding=1), torch.randn(2, 3, 2, 5, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = conv(x)
+    assert bool(called) == amx
+    torch.testing.assert_close(reduced.float(), conv(x), rtol=0.02, atol=0.02)
+    assert len(called) == amx  # float32 is right as it is
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (1, 3, 3), (3, 3, 3)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_convolutions_of_large_maps_are_right(
+    kernel: tuple[int, ...], threads: int, channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = GuardedConv3d(16, 16, kernel, padding=tuple(k // 2 for k in kernel))
+    x = torch.randn(1, 16, 3, 64, 64)
+    if channels_last:
+        conv = conv.to(memory_format=torch.channels_last_3d)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_right(conv, x, torch.bfloat16, BF16_ROUNDING)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_single_frames_under_kernels_of_three_steps_are_right(size: int) -> None:
+    # Now and then they were NaN; which of equal convolutions, changed from run to run.
+    for seed in range(20):
+        torch.manual_seed(seed)
+        conv = GuardedConv3d(3, 8, 3, stride=(1, 2, 2), padding=1)
+        assert_right(conv, torch.randn(2, 3, 1, size, size), torch.bfloat16, BF16_ROUNDING)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5), (2, 2)])
@@ -206,8 +299,13 @@ def test_every_layer_of_an_image_encoder_has_the_right_gradient(
     assert worst_weight_gradient(model, images, autocast=True) < BF16_ROUNDING
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("encoder", ["resnet2d3d10", "resnet2d3d18"])
-def test_every_gradient_of_dpc_is_near_float32(encoder: str) -> None:
+def test_every_gradient_of_dpc_is_near_float32(
+    monkeypatch: pytest.MonkeyPatch, encoder: str, amx: bool
+) -> None:
+    # Its last maps are of one pixel, whose layout frame by frame is a trap of its own.
+    monkeypatch.setattr(precision, "HAS_AMX", amx)
     torch.manual_seed(0)
     model = DPC(DpcConfig(encoder=encoder, num_blocks=3, pred_steps=2, dropout=0.0))
     blocks = torch.randn(4, 3, 3, 5, 32, 32)
@@ -242,16 +340,32 @@ import os; os._exit(0)
 """
 
 
-def test_without_the_guard_these_tests_would_fail() -> None:
+UNGUARDED_LARGE = """
+import json, sys, torch
+from torch import nn
+sys.path.insert(0, sys.argv[1])
+from test_precision import output_and_gradients, relative_error
+torch.manual_seed(0)
+conv, x = nn.Conv3d(64, 64, (1, 3, 3), padding=(0, 1, 1)), torch.randn(1, 64, 1, 64, 64)
+found, truth = (output_and_gradients(conv, x, t)[1] for t in (torch.bfloat16, torch.float64))
+error = relative_error(found, truth)
+print(json.dumps(min(error, 1e9) if error == error else 1e9))
+sys.stdout.flush()
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("script", [UNGUARDED, UNGUARDED_LARGE], ids=["small", "large"])
+def test_without_the_guard_these_tests_would_fail(script: str) -> None:
     here = str(Path(__file__).parent)
     run = subprocess.run(
-        [sys.executable, "-c", UNGUARDED, here], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script, here], capture_output=True, text=True, timeout=300
     )
     # A crash of the unguarded kernel is the trap as well.
     error = json.loads(run.stdout) if run.returncode == 0 else float("inf")
     if error < BF16_ROUNDING:
         pytest.skip("this processor or this torch has no such trap")
-    assert error > 10 * BF16_ROUNDING
+    assert error > 2 * BF16_ROUNDING
 
 
 def test_the_guard_changes_no_key_and_no_value() -> None:
