@@ -110,10 +110,8 @@ def test_a_step_that_fails_is_told_and_the_others_finish(started: dict[str, Any]
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
     failed = [line for line in ended.stderr.splitlines() if line.startswith("failed:")]
-    assert failed == [
-        f"failed: {output}/dpc/random/seed{seed}/unwell: error: ks must be at least 1, not [0]"
-        for seed in (0, 1)
-    ]
+    why = "exit code 2: error: ks must be at least 1, not [0]"
+    assert failed == [f"failed: {output}/dpc/random/seed{seed}/unwell: {why}" for seed in (0, 1)]
     assert ended.stdout.splitlines()[0] == "12 steps, 0 done before; 1 at once"
     assert ended.stdout.splitlines()[-1] == str(output / "tables.md")
     assert len([*output.rglob("step.json")]) == 10

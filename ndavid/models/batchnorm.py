@@ -163,8 +163,8 @@ class FlatBatchNorm3d(nn.BatchNorm3d):
 
     The same numbers and the same state dict. On a GPU PyTorch has kernels for images that lie
     channels-last and none for clips that do: those take a general way, whose sums over places alone
-    were the second largest cost of a DPC step in bfloat16 (docs/results.md, "On one GPU"). The tall
-    image is a view in either layout, so that nothing is copied.
+    were the largest cost of a DPC step in bfloat16 (docs/results.md, "On one GPU"). The tall image
+    is a view in either layout, so that nothing is copied.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -56,10 +56,11 @@ class Ended:
     repeated: bool = False
 
     def reason(self) -> str:
-        """Why it failed: the signal, or the last line that it wrote."""
+        """Why it failed: the signal, or the exit code and the last line that it wrote."""
         if self.code < 0:
             return f"killed by {signal.Signals(-self.code).name}"
-        return _last_line(self.step) or f"exit code {self.code}"
+        line = _last_line(self.step)
+        return f"exit code {self.code}" + (f": {line}" if line else "")
 
 
 def record_of(step: Step) -> dict[str, Any] | None:

@@ -141,7 +141,7 @@ def test_a_failing_training_is_told_and_what_depends_on_it_left_out(
     progress = run_steps(config)
     ((step, reason),) = progress.failures
     assert step.folder.parts[-3:] == ("broken", "seed0", "training")
-    assert reason == "error: nothing to learn"
+    assert reason == "exit code 1: error: nothing to learn"
     assert (
         f"{step.folder}: FAILED: {reason} (see {step.folder}/step.log)" in capsys.readouterr().out
     )
@@ -176,7 +176,9 @@ def test_a_failing_preparation_ends_the_study(tiny_study: Make, tmp_path: Path) 
     script.write_text("raise SystemExit('no videos')")
     config = tiny_study(preparations=[PreparationConfig(name="clips", script=str(script))])
     progress = run_steps(config)
-    assert [reason for _, reason in progress.failures] == ["no videos"] and progress.done == 1
+    assert [reason for _, reason in progress.failures] == [
+        "exit code 1: no videos"
+    ] and progress.done == 1
     script.write_text("")
     assert not run_steps(config).failures and len(results(config)) == 2
 

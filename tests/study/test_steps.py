@@ -116,13 +116,13 @@ def test_a_damaged_record_is_named(record: str, write_step: WriteStep) -> None:
 @pytest.mark.parametrize(
     ("source", "code", "reason"),
     [
-        ("raise ValueError('of 3 blocks')", 1, "ValueError: of 3 blocks"),
+        ("raise ValueError('of 3 blocks')", 1, "exit code 1: ValueError: of 3 blocks"),
         (
             "import sys; print('error: no clips', file=sys.stderr); sys.exit(2)",
             2,
-            "error: no clips",
+            "exit code 2: error: no clips",
         ),
-        ("print('step 1\\rstep 2\\r\\n  \\n'); raise SystemExit(5)", 5, "step 2"),
+        ("print('step 1\\rstep 2\\r\\n  \\n'); raise SystemExit(5)", 5, "exit code 5: step 2"),
         ("import os; print('fine'); os.kill(os.getpid(), 9)", -9, "killed by SIGKILL"),
         ("import os; print('fine'); os.abort()", -6, "killed by SIGABRT"),
     ],
