@@ -19,8 +19,9 @@ was and take it off that kernel.
 On processors with AMX, Intel's matrix tiles, 3D convolutions in bfloat16 have more traps: weight
 gradients are off by 4 to 50%, or NaN, on maps of 48 pixels a side and more, kernels of a single
 pixel included (a 2D3D-R18's first layer at 128 px), and outputs of single frames under kernels of 3
-steps are NaN now and then. Without AMX they are right, and bfloat16 is no faster than float32. 2D
-convolutions are right with it, so there a 3D one is computed as 2D ones, one a step of the kernel.
+steps are NaN now and then. Without AMX they are right, and on the same processor no faster than
+float32. 2D convolutions are right with it, so there a 3D one is computed as 2D ones, one a step of
+the kernel.
 
 All else is right, so nothing but the loss curve tells. ``tests/models/test_precision.py`` holds the
 measurements.
@@ -90,11 +91,15 @@ def _guarded(
 ) -> Tensor:
     if input.device.type != "cpu":
         return forward(input, weight, bias)
+    if input.ndim == weight.ndim - 1:
+        # One sample alone, which torch's convolutions take as well.
+        return _guarded(conv, forward, input.unsqueeze(0), weight, bias).squeeze(0)
     reduced = _compute_dtype(input) in (torch.bfloat16, torch.float16)
     axes = [_Axis(conv, i) for i in range(len(conv.kernel_size))]
     sizes = input.shape[-len(axes) :]
     extra = [axis.zeros_wanted(size, reduced) for axis, size in zip(axes, sizes, strict=True)]
-    if reduced and isinstance(conv, nn.Conv3d) and HAS_AMX:
+    enough = axes[0].output_size(sizes[0]) > 0 < sizes[0]  # or torch says what is missing
+    if reduced and isinstance(conv, nn.Conv3d) and HAS_AMX and enough:
         forward = partial(_frame_by_frame, conv)
         extra[0] = 0  # no kernel that spans time is left
     if not any(extra):
@@ -108,8 +113,13 @@ def _guarded(
 
 
 def _frame_by_frame(conv: nn.Conv3d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3D convolution as 2D ones over all frames at once, one a step of the kernel, added up."""
+    """A 3D convolution as 2D ones over all frames at once, one a step of the kernel, added up.
+
+    (B, C, T, H, W) -> (B, C', T', H', W'), channels-last.
+    """
     sides, padding = conv._reversed_padding_repeated_twice, (0, 0)
+    # Once, not at each step of the kernel.
+    input = input.to(_compute_dtype(input))
     if conv.padding_mode != "zeros":
         input = F.pad(input, sides, mode=conv.padding_mode)
     elif sides[0::2] == sides[1::2]:
@@ -118,12 +128,18 @@ def _frame_by_frame(conv: nn.Conv3d, input: Tensor, weight: Tensor, bias: Tensor
     else:
         input = F.pad(input, sides)
     (stride, *strides), (dilation, *dilations) = conv.stride, conv.dilation
-    frames = input.transpose(1, 2)
-    last = frames.shape[1] - dilation * (weight.shape[2] - 1)
+    steps = weight.shape[2]
+    # Time first, so that what a step of the kernel sees is a view of all frames, and autograd keeps
+    # these once. With a single step clips come first, as they lie in memory already.
+    order = (2, 0) if steps > 1 else (0, 2)
+    frames = input.permute(*order, 3, 4, 1).contiguous().permute(0, 1, 4, 2, 3)
+    time = order.index(2)
+    last = frames.shape[time] - dilation * (steps - 1)
     total = None
     for step, kernel in enumerate(weight.unbind(2)):
         first = step * dilation
-        seen = frames[:, first : first + last : stride]
+        every = slice(first, first + last, stride)
+        seen = frames[every] if time == 0 else frames[:, every]
         out = F.conv2d(
             seen.flatten(0, 1),
             kernel,
@@ -135,11 +151,14 @@ def _frame_by_frame(conv: nn.Conv3d, input: Tensor, weight: Tensor, bias: Tensor
         )
         total = out if total is None else total + out
     assert total is not None
-    maps = total.unflatten(0, seen.shape[:2]).transpose(1, 2)
+    maps = total.unflatten(0, seen.shape[:2])
     # Of a map of one pixel the strides fit two layouts, and torch's batch norm on the CPU, given
     # one such and a gradient laid out otherwise, mixes up frames and channels. A clone fits one.
-    lone = maps.shape[-2:].numel() == 1
-    return maps.clone(memory_format=torch.channels_last_3d) if lone else maps
+    clips = maps.transpose(0, 1) if time == 0 else maps
+    clips = clips.transpose(1, 2)
+    if clips.shape[-2:].numel() == 1:
+        return clips.clone(memory_format=torch.channels_last_3d)
+    return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _compute_dtype(input: Tensor) -> torch.dtype:

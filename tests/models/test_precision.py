@@ -134,6 +134,47 @@ def test_frame_by_frame_a_convolution_is_the_same(
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_frame_by_frame_maps_lie_channels_last_and_are_kept_once(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, channels_last: bool
+) -> None:
+    monkeypatch.setattr(precision, "HAS_AMX", True)
+    conv = GuardedConv3d(8, 8, (kernel, 3, 3), padding=(kernel // 2, 1, 1), bias=False)
+    x = torch.randn(2, 8, 5, 12, 12).bfloat16()
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    pack = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pack:
+        out = conv(x)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not out.is_contiguous()
+    # The frames, with those of the padding, and not once for each step of the kernel.
+    frames = x.nbytes * (5 + kernel - 1) // 5
+    assert sum(kept.values()) < frames + 2 * conv.weight.nbytes
+    if channels_last and kernel == 1:
+        assert x.data_ptr() in kept  # not even a copy
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_clips_that_are_one_or_too_short_are_as_to_torch(
+    monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    monkeypatch.setattr(precision, "HAS_AMX", amx)
+    conv, x = GuardedConv3d(3, 4, 3, padding=(0, 1, 1)), torch.randn(2, 3, 5, 8, 8).bfloat16()
+    conv = conv.bfloat16()
+    torch.testing.assert_close(conv(x[0]), conv(x)[0], rtol=2e-2, atol=2e-2)
+    for frames in (0, 2):
+        with pytest.raises(RuntimeError):
+            conv(x[:, :, :frames])
+
+
 @pytest.mark.parametrize("amx", [False, True])
 def test_frames_are_taken_one_by_one_where_the_processor_has_amx(
     monkeypatch: pytest.MonkeyPatch, amx: bool
