@@ -79,6 +79,7 @@ class Collected:
     Attributes:
         rows: In the order of the grid.
         outcomes: Of the metrics that are means over items.
+        full_names: (Measurement, metric as the study calls it) -> as results do.
         sources: Measurement -> item -> what it was cut from, where that is known.
         seconds: Wall time of the steps that are done, by name: the cell's, ``/``, and ``training``
             or the measurement's.
@@ -91,6 +92,7 @@ class Collected:
 
     rows: list[Row] = field(default_factory=list)
     outcomes: dict[Key, Outcomes] = field(default_factory=dict)
+    full_names: dict[tuple[str, str], str] = field(default_factory=dict)
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -165,11 +167,9 @@ def _add(
     own = {item: known[path] for item, path in paths.items() if path in known}
     found.sources.setdefault(measured.config.name, {}).update(own)
     for metric in measured.config.metrics or result.metrics:
-        if metric not in result.metrics:
-            hint = nearest(metric, list(result.metrics))
-            raise ConfigError(f"measurement {measured.config.name}: no metric {metric!r}{hint}")
-        value = result.metrics[metric]
-        items = outcomes.get(metric, {})
+        full = _full_name(found, measured.config.name, metric, result)
+        value = result.metrics[full]
+        items = outcomes.get(full, {})
         row = Row(
             method=cell.method,
             arm=cell.arm,
@@ -190,6 +190,27 @@ def _add(
         found.rows.append(row)
         if items:
             found.outcomes[key_of(row)] = items
+
+
+def _full_name(found: Collected, measurement: str, metric: str, result: Result) -> str:
+    """What a result calls a metric: "fcd", say, is "fcd" and the digest of whose features it is in.
+
+    Raises:
+        ConfigError: There is none, or several, or it was another one in the study's other results.
+    """
+    names = [name for name in result.metrics if metric in (name, name.partition(" ")[0])]
+    if metric in names:
+        names = [metric]
+    if not names:
+        hint = nearest(metric, list(result.metrics))
+        raise ConfigError(f"measurement {measurement}: no metric {metric!r}{hint}")
+    known = found.full_names.setdefault((measurement, metric), names[0])
+    if names != [known]:
+        raise ConfigError(
+            f"measurement {measurement}: {metric} is several metrics, which cannot be compared: "
+            f"{', '.join(dict.fromkeys([known, *names]))}"
+        )
+    return known
 
 
 def key_of(row: Row) -> Key:

@@ -84,7 +84,7 @@ class MeasurementConfig:
     arms: list[str] = field(default_factory=list)
     """arms that it measures; empty: all"""
     metrics: list[str] = field(default_factory=list)
-    """metrics that the tables show; empty: all"""
+    """metrics that the tables show, without what follows a space in them; empty: all"""
     lower_is_better: list[str] = field(default_factory=list)
     """those metrics that are distances or errors; tables and figures say so"""
     fixed_split: bool = False

@@ -90,6 +90,33 @@ def test_only_the_metrics_that_were_asked_for(tiny_study: Make, mark_done: MarkD
         gather(config)
 
 
+def test_a_metric_is_named_without_the_features_that_it_is_in(
+    tiny_study: Make, mark_done: MarkDone
+) -> None:
+    config = tiny_study()
+    config.measurements[0].metrics = ["fid", "top1"]
+    first, second = cells(config)
+
+    def leave(cell: Cell, *names: str) -> None:
+        finish(cell, mark_done)
+        metrics = dict.fromkeys(names, RESULT.metrics["fid"]) | {"top1": RESULT.metrics["top1"]}
+        result = dataclasses.replace(RESULT, metrics=metrics)
+        result.save(cell.measurements[0].step.folder / "result.json")
+
+    for cell in (first, second):
+        leave(cell, "fid 12ab")
+    assert [row.metric for row in gather(config).rows] == ["fid", "top1"] * 2
+    leave(second, "fid 34cd")
+    with pytest.raises(ConfigError, match=r"fid is several metrics.*: fid 12ab, fid 34cd"):
+        gather(config)
+    leave(second, "fid 12ab", "fid 34cd")
+    with pytest.raises(ConfigError, match="fid is several metrics"):
+        gather(config)
+    for cell in (first, second):
+        leave(cell, "fid 12ab", "fid")  # a whole name is itself
+    assert len(gather(config).rows) == 4
+
+
 def test_a_result_without_a_record_is_half_a_result(tiny_study: Make, mark_done: MarkDone) -> None:
     config = tiny_study()
     cell = cells(config)[0]
