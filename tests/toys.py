@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ndavid.models.encoder_base import Encoder
+from ndavid.models.precision import guard_cpu_bfloat16
 from ndavid.nda.base import NegativeAugmentation
 
 
@@ -43,7 +44,7 @@ class ToyEncoder(Encoder):
 def build_toy(name: str, *, pretrained: bool = False) -> Encoder:
     """In place of build_encoder: "toy:group", "toy:batch"."""
     norms = {"toy:group": lambda width: nn.GroupNorm(2, width), "toy:batch": nn.BatchNorm3d}
-    return ToyEncoder(norms[name])
+    return guard_cpu_bfloat16(ToyEncoder(norms[name]))  # type: ignore[return-value]
 
 
 class SwapLeftHalves(NegativeAugmentation):

@@ -161,10 +161,10 @@ def split_batch_norms(module: nn.Module, splits: int) -> nn.Module:
 class FlatBatchNorm3d(nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` that lays a clip's frames under each other, as one tall image.
 
-    The same numbers and the same state dict. On a GPU PyTorch has kernels for images that lie
-    channels-last and none for clips that do: those take a general way, whose sums over places alone
-    were the largest cost of a DPC step in bfloat16 (docs/results.md, "On one GPU"). The tall image
-    is a view in either layout, so that nothing is copied.
+    The same numbers and the same state dict. On a GPU PyTorch normalises images that lie channels-
+    last with kernels of their own, and clips that do in a general way, whose sums over places alone
+    were the largest cost of a DPC step in bfloat16 (docs/results.md, "On one GPU"). Of clips that
+    lie contiguous or channels-last the tall image is a view; of others it is a copy.
     """
 
     def forward(self, input: Tensor) -> Tensor:
