@@ -67,7 +67,7 @@ def build_encoder(name: str, *, pretrained: bool = False) -> Encoder:
     (B, feature_dim, h, w) as well ``torchvision:resnet50``, ``timm:resnet18``, ``cifar:resnet18``
     and their kin (:func:`encoder_names` lists all). ``residual:`` before any of them feeds it the
     differences of neighbouring frames. ``pretrained`` asks for the library's own weights, which it
-    downloads. Its convolutions are safe in bfloat16 on the CPU, and its batch norms see clips as tall
+    downloads. Its convolutions are safe in bfloat16 on the CPU; its batch norms see clips as tall
     images.
 
     Raises ConfigError for an unknown name, naming the nearest, or where there are no weights.

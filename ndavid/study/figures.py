@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from ndavid.evaluation.figures import FAINT, INK, PALETTE, STYLE
 from ndavid.study.paired import Difference
 
 _PANELS_A_ROW = 3
+_TITLE_WIDTH = 45  # characters
 _TOLD, _UNTOLD = PALETTE[0], "#9aa3ad"
 _THICK, _THIN, _PALE = 4.2, 1.2, 0.45
 
@@ -57,7 +59,8 @@ def difference_figure(
             for difference in drawn:
                 _draw(axes, difference, arms.index(difference.arm), scale, room)
             axes.axvline(0, color=FAINT, lw=1, zorder=0)
-            axes.set_title(f"{measurement}: {metric}", color=INK)
+            # A metric may be called by all that it is measured on.
+            axes.set_title(fill(f"{measurement}: {metric}", _TITLE_WIDTH), color=INK)
             axes.set_yticks(range(len(arms)), arms)
             axes.set_ylim(len(arms) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
