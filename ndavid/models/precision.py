@@ -117,16 +117,8 @@ def _frame_by_frame(conv: nn.Conv3d, input: Tensor, weight: Tensor, bias: Tensor
 
     (B, C, T, H, W) -> (B, C', T', H', W'), channels-last.
     """
-    sides, padding = conv._reversed_padding_repeated_twice, (0, 0)
     # Once, not at each step of the kernel.
-    input = input.to(_compute_dtype(input))
-    if conv.padding_mode != "zeros":
-        input = F.pad(input, sides, mode=conv.padding_mode)
-    elif sides[0::2] == sides[1::2]:
-        padding = (sides[2], sides[0])
-        input = F.pad(input, [0, 0, 0, 0, *sides[4:]]) if any(sides[4:]) else input
-    else:
-        input = F.pad(input, sides)
+    input, padding = _padded_for_frames(conv, input.to(_compute_dtype(input)))
     (stride, *strides), (dilation, *dilations) = conv.stride, conv.dilation
     steps = weight.shape[2]
     # Time first, so that what a step of the kernel sees is a view of all frames, and autograd keeps
@@ -161,7 +153,20 @@ def _frame_by_frame(conv: nn.Conv3d, input: Tensor, weight: Tensor, bias: Tensor
     return clips.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _padded_for_frames(conv: nn.Conv3d, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The clips with the padding that 2D convolutions cannot add, and what is left to them."""
+    sides = conv._reversed_padding_repeated_twice  # the last axis first, in front before behind
+    if conv.padding_mode != "zeros":
+        return F.pad(input, sides, mode=conv.padding_mode), (0, 0)
+    if sides[0::2] != sides[1::2]:
+        return F.pad(input, sides), (0, 0)
+    in_time = [0, 0, 0, 0, *sides[4:]]
+    return F.pad(input, in_time) if any(in_time) else input, (sides[2], sides[0])
+
+
 def _compute_dtype(input: Tensor) -> torch.dtype:
+    if input.dtype == torch.float64:
+        return input.dtype  # which autocast leaves alone
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
 
 

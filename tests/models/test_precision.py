@@ -173,6 +173,8 @@ def test_clips_that_are_one_or_too_short_are_as_to_torch(
     for frames in (0, 2):
         with pytest.raises(RuntimeError):
             conv(x[:, :, :frames])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conv.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("amx", [False, True])
