@@ -39,16 +39,9 @@ from ndavid.evaluation.frozen_videos import (
     write_result,
 )
 from ndavid.evaluation.intervals import mean_of_items
-from ndavid.evaluation.linear import (
-    LinearConfig,
-    Scaling,
-    choose,
-    fit_probe,
-    predict,
-    sweep_weight_decay,
-)
 from ndavid.evaluation.outcomes import outcomes_of
 from ndavid.evaluation.protocol import Result
+from ndavid.evaluation.regression import Fitted, RegressionConfig, fit_chosen, predict
 from ndavid.evaluation.views import ViewsConfig
 
 BROKEN = {"reversed": "reverse", "shuffled": "frame_shuffle"}
@@ -56,7 +49,7 @@ BROKEN = {"reversed": "reverse", "shuffled": "frame_shuffle"}
 
 
 @dataclass(kw_only=True)
-class MotionConfig(FrozenVideosConfig):
+class MotionConfig(FrozenVideosConfig, RegressionConfig):
     """Motion probe on cached features."""
 
     output: str = "runs/motion"
@@ -64,34 +57,12 @@ class MotionConfig(FrozenVideosConfig):
     views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1, short="drop"))
     """what is read from each video, training and test alike. Short videos are best dropped: where
     one starts over or stands still, it says which way it is played"""
-    scaling: Scaling = "standard"
-    """standard: zero mean and unit variance by training statistics; l2: unit length"""
-    weight_decays: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
-    )
-    """L2 penalties tried (on the mean loss); the best on held-out train groups is used"""
-    holdout: float = 0.2
-    """share of the train groups held out, with all their videos, to choose it"""
-    max_iterations: int = 2000
-    """solver iterations"""
     seed: int = 0
     """draws random weights, where asked for, the orders of shuffled clips, the held-out groups"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.regression()
-
-    def regression(self) -> LinearConfig:
-        """Returns the same keys as those of a linear probe.
-
-        Raises:
-            ConfigError: If one is out of range.
-        """
-        return LinearConfig(
-            scaling=self.scaling,
-            weight_decays=self.weight_decays,
-            max_iterations=self.max_iterations,
-        )
+        self.check_regression()
 
 
 @dataclass(frozen=True)
@@ -100,21 +71,16 @@ class Probed:
 
     Attributes:
         told: (M, 2, V) bool: of M test videos, their V true clips and the broken copies.
-        sweep: Held-out log loss of each weight decay.
-        best: The weight decay used.
-        converged: Whether the solver had.
+        fitted: The regression.
     """
 
     told: Tensor
-    sweep: dict[float, float]
-    best: float
-    converged: bool
+    fitted: Fitted
 
     def details(self) -> dict[str, Any]:
         """Returns what a Result keeps: the sweep, and the shares told of either kind of clip."""
         true, broken = self.told.double().mean(dim=(0, 2)).tolist()
-        sweep = {f"{decay:g}": loss for decay, loss in self.sweep.items()}
-        return {"told": {"true": true, "broken": broken}, "sweep": sweep}
+        return {"told": {"true": true, "broken": broken}, "sweep": self.fitted.losses()}
 
 
 def run(config: MotionConfig) -> Result:
@@ -132,7 +98,9 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
     shares = {
         name: probed.told.double().mean(dim=(1, 2)).tolist() for name, probed in probes.items()
     }
-    decays = " and ".join(f"{probed.best:g} ({name})" for name, probed in probes.items())
+    decays = " and ".join(
+        f"{probed.fitted.weight_decay:g} ({name})" for name, probed in probes.items()
+    )
     protocol = fold.protocol(
         averaging="each clip by itself; the share told, averaged over a video, then over videos",
         selection=(
@@ -168,15 +136,12 @@ def probe_order(
         copy: Which kind, from 1.
         config: How the regression is fitted.
     """
-    regression = config.regression()
-    fitted, tested = beside_copies(train, copy), beside_copies(test, copy)
-    sweep = sweep_weight_decay(fitted, held_out, 2, regression)
-    best = choose(sweep)
-    probe, converged = fit_probe(fitted, 2, best, regression)
-    chances = predict(probe, tested, 2, regression).values
+    fitted_on, tested = beside_copies(train, copy), beside_copies(test, copy)
+    fitted = fit_chosen(fitted_on, held_out, 2, config)
+    chances = predict(fitted.probe, tested, 2).values
     called_broken = chances[:, 1] > chances[:, 0]
     told = called_broken == tested.labels.bool()
-    return Probed(told.view(len(test.names), 2, -1), sweep, best, converged)
+    return Probed(told.view(len(test.names), 2, -1), fitted)
 
 
 def beside_copies(features: Features, copy: int) -> Features:
@@ -232,16 +197,8 @@ def _on_short_videos(fold: FrozenFold) -> list[str]:
 
 
 def _on_fits(probes: dict[str, Probed], config: MotionConfig) -> list[str]:
-    """What a reader must know of the fits: a sweep too narrow, a solver stopped early."""
-    notes = []
-    for name, probed in probes.items():
-        if len(probed.sweep) > 2 and probed.best in (min(probed.sweep), max(probed.sweep)):
-            notes.append(
-                f"{name}: the chosen weight decay {probed.best:g} is at the edge of those tried."
-            )
-        if not probed.converged:
-            notes.append(
-                f"{name}: the regression had not converged after {config.max_iterations} "
-                "iterations."
-            )
-    return notes
+    return [
+        f"{name}: {note}."
+        for name, probed in probes.items()
+        for note in probed.fitted.caveats(config.max_iterations)
+    ]

@@ -26,6 +26,7 @@ from ndavid.evaluation.motion import MotionConfig, beside_copies, probe_order, r
 from ndavid.evaluation.outcomes import OUTCOMES_FILE, read_outcomes
 from ndavid.evaluation.pretrained import ClassifierConfig
 from ndavid.evaluation.protocol import load_result
+from ndavid.evaluation.regression import Fitted
 from ndavid.evaluation.views import ViewsConfig, views_dataset
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
@@ -230,25 +231,25 @@ def test_the_decay_is_chosen_on_held_out_videos_that_no_fit_has_seen() -> None:
     wrong[:45, [0, 1]] = wrong[:45, [1, 0]]
     swapped = dataclasses.replace(train, values=wrong.flatten(1, 2))
     probed = probe_order(swapped, train, set(train.names[:45]), 1, MotionConfig())
-    assert min(probed.sweep.values()) > math.log(2), "surer of it than of chance"
+    assert min(probed.fitted.sweep.values()) > math.log(2), "surer of it than of chance"
     assert probed.told.double().mean() < 0.02, "the last fit is on all of them"
 
 
 def test_held_out_groups_are_whole_and_bring_clips_with_their_copies(
     coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    swept: list[tuple[Features, set[str]]] = []
-    sweep = motion.sweep_weight_decay
+    fitted_on: list[tuple[Features, set[str]]] = []
+    fit = motion.fit_chosen
 
-    def watched(train: Features, held_out: set[str], *rest: Any) -> dict[float, float]:
-        swept.append((train, held_out))
-        return sweep(train, held_out, *rest)
+    def watched(train: Features, held_out: set[str], *rest: Any) -> Fitted:
+        fitted_on.append((train, held_out))
+        return fit(train, held_out, *rest)
 
-    monkeypatch.setattr(motion, "sweep_weight_decay", watched)
+    monkeypatch.setattr(motion, "fit_chosen", watched)
     run(config(coloured, tmp_path, "resnet2d3d10", holdout=0.5))
     group = {record.path: record.group for record in read_manifest(coloured).records}
-    assert len(swept) == 2 and swept[0][1] == swept[1][1]
-    for train, held_out in swept:
+    assert len(fitted_on) == 2 and fitted_on[0][1] == fitted_on[1][1]
+    for train, held_out in fitted_on:
         here = {group[path] for path in held_out}
         there = {group[name] for name in train.names if name not in held_out}
         assert here and there and not here & there
