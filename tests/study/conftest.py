@@ -17,7 +17,7 @@ TRAIN = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
 parser = argparse.ArgumentParser()
-for name in ("--run.output", "--run.seed", "--nda.spec", "--fold"):
+for name in ("--run.output", "--run.seed", "--nda.spec", "--fold", "--gate"):
     parser.add_argument(name, default="")
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--pause", type=float, default=0.0)
@@ -33,6 +33,9 @@ state, trace = folder / "state.json", folder / "trace.txt"
 step, total = json.loads(state.read_text()) if state.exists() else (0, 0)
 with trace.open("a") as log:
     while step < given["steps"]:
+        # Nobody goes on past the second step while the gate is there.
+        while step == 2 and given["gate"] and Path(given["gate"]).exists():
+            time.sleep(0.02)
         step += 1
         total = (31 * total + step + int(given["run.seed"]) + len(given["nda.spec"])) % 9973
         time.sleep(given["pause"])

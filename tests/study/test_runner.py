@@ -281,21 +281,26 @@ def test_a_fault_that_is_no_steps_stops_the_study(
 def test_a_killed_study_goes_on_where_it_stopped_and_ends_with_the_same_numbers(
     tiny_study: Make, tmp_path: Path
 ) -> None:
-    config = paused(tiny_study(jobs=2), 0.3, steps=6)
-    process = start(config, tmp_path)
-    wait_for(lambda: min(len(trace(config, a)) for a in ("none", "more")) >= 2, process)
-    with nothing_left(process):
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        # At once, while the orphans are still in their step: the new ones wait for them.
-        assert not run_steps(config).failures
-    for arm in ("none", "more"):
+    arms, waiting = ("none", "more"), "waiting for the process of an earlier start to end"
+    config, gate = paused(tiny_study(jobs=2), 0.0, steps=6), tmp_path / "gate"
+    config.methods[0].overrides["gate"] = str(gate)
+    gate.touch()
+    logs = [Path(config.output) / "walk" / arm / "seed0" / "training" / "step.log" for arm in arms]
+    killed = start(config, tmp_path)
+    wait_for(lambda: min(len(trace(config, arm)) for arm in arms) == 2, killed)
+    with nothing_left(killed):
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        # The orphans are still in their step: the new ones wait for them.
+        again = start(config, tmp_path)
+        wait_for(lambda: all(waiting in log.read_text() for log in logs), again)
+        gate.unlink()
+        said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    for arm, log in zip(arms, logs, strict=True):
         assert executed(config, arm) == [*range(1, 7)]
-        log = Path(config.output) / "walk" / arm / "seed0" / "training" / "step.log"
-        assert log.read_text().splitlines()[1:] == [
-            "waiting for the process of an earlier start to end",
-            log.read_text().splitlines()[0],
-        ]
+        command, *rest = log.read_text().splitlines()
+        assert rest == [waiting, command]
     whole = paused(tiny_study(output=str(tmp_path / "whole")), 0.0, steps=6)
     run_steps(whole)
     assert results(config) == results(whole)
