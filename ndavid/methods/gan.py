@@ -17,8 +17,8 @@ the generator runs on all of a turn's latents at once, batch norm takes the stat
 ranks, and the spectral norms are estimated once a turn.
 
 Differences from the original code: one discriminator pass over [generated, real, broken], where it
-had two and advanced the spectral norm twice; broken images are broken for certain (METHOD's defects
-of the released operations are not repeated).
+had two and advanced the spectral norm twice; broken images are broken for certain (its operations
+now and then return the image as it was).
 """
 
 from __future__ import annotations

@@ -108,6 +108,9 @@ class StudyConfig:
     """official splits dealt to the seeds in turn, empty: none; {split} stands for a seed's"""
     baseline: str = "none"
     """the arm that others are compared with"""
+    only_arms: list[str] = field(default_factory=list)
+    """arms that are run and reported, the baseline always among them; empty: all. With other
+    `seeds` and another `output` it repeats a part of a study"""
     jobs: int = 0
     """steps at once, dealt to the GPUs in turn; 0: one for each GPU, or as many as fit the CPU"""
     threads: int = 1
@@ -137,6 +140,7 @@ class StudyConfig:
         # The others are folders beside each other; these share the braces.
         _check_names("places and preparations", [*self.places, *prepared], least=0, taken=_BRACES)
         _check_chosen("baseline", [self.baseline], arms)
+        _check_chosen("only_arms", self.only_arms, arms)
         for arm in self.arms:
             _check_chosen(f"methods of arm {arm.name}", arm.methods, methods)
             if arm.overrides and not arm.trained:
@@ -190,6 +194,11 @@ class StudyConfig:
                 for arm in self.arms:
                     if self.splits and arm.trained and measures(measurement, method, arm):
                         _check_split(measurement, method, arm)
+
+    def chosen_arms(self) -> list[ArmConfig]:
+        """Returns the arms that are run, in the order of ``arms``."""
+        chosen = {self.baseline, *self.only_arms}
+        return [arm for arm in self.arms if not self.only_arms or arm.name in chosen]
 
     def split_of(self, seed: int) -> int | None:
         """The official split dealt to one of ``seeds``; None in a study without splits."""

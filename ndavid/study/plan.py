@@ -115,7 +115,7 @@ def cells(config: StudyConfig) -> list[Cell]:
         _cell(config, method, arm, seed)
         for seed in config.seeds
         for method in config.methods
-        for arm in config.arms
+        for arm in config.chosen_arms()
         if not arm.methods or method.name in arm.methods
     ]
 

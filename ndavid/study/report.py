@@ -87,7 +87,7 @@ def _figure(
 
     Random weights are left to the tables: beside their distance no other could be read.
     """
-    trained = {arm.name for arm in config.arms if arm.trained}
+    trained = {arm.name for arm in config.chosen_arms() if arm.trained}
     of_method = [d for d in found if d.method == method and d.arm in trained]
     if not of_method:
         return []
@@ -116,6 +116,9 @@ def _facts(config: StudyConfig, collected: Collected, found: Sequence[Difference
     if collected.missing:
         missing = collected.missing
         lines.append(f"**Missing: {len(missing)} steps** ({_first_few(missing)}).")
+    chosen = config.chosen_arms()
+    if left_out := [arm.name for arm in config.arms if arm not in chosen]:
+        lines.append(f"Arms left out (`only_arms`): {', '.join(left_out)}.")
     if config.splits:
         dealt = ", ".join(f"seed {seed} on {config.split_of(seed)}" for seed in config.seeds)
         lines.append(f"Official splits: {dealt}.")

@@ -70,6 +70,18 @@ def test_the_grid_is_walked_seed_by_seed() -> None:
     ]
 
 
+@pytest.mark.parametrize("only", [["jigsaw"], ["none", "jigsaw"]])
+def test_chosen_arms_are_run_with_the_baseline_and_no_others(only: list[str]) -> None:
+    config = study(only_arms=only, seeds=[7])
+    names = [cell.name for cell in cells(config)]
+    assert names == [f"{cell}/seed7" for cell in ("dpc/none", "dpc/jigsaw", "moco/none")]
+
+
+def test_an_arm_that_is_chosen_and_unknown_is_named_with_its_like() -> None:
+    with pytest.raises(ConfigError, match=r"only_arms: no 'jigsav'.*jigsaw"):
+        study(only_arms=["jigsav"])
+
+
 def test_the_commands_of_a_cell() -> None:
     cell = next(c for c in cells(study()) if c.name == "dpc/jigsaw/seed5")
     training, (knn,) = cell.training, cell.measurements

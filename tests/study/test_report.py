@@ -44,6 +44,16 @@ def test_the_page_of_a_study_that_is_half_done(tiny_study: Make) -> None:
     assert content["environments"] == [] and len(content["commits"]) == 1
 
 
+def test_a_page_of_chosen_arms_names_those_left_out(tiny_study: Make) -> None:
+    arms = [ArmConfig(name=name) for name in ("none", "more")]
+    run_steps(tiny_study(seeds=[0], arms=arms))
+    whole = write_report(tiny_study(seeds=[0], arms=arms), COMMAND).read_text()
+    assert "left out" not in whole and "| more |" in whole
+    part = write_report(tiny_study(seeds=[0], arms=arms, only_arms=["none"]), COMMAND).read_text()
+    assert "Arms left out (`only_arms`): more." in part
+    assert "| more |" not in part and "1 trainings" in part
+
+
 def test_a_report_names_some_of_what_is_missing_and_counts_the_rest(tiny_study: Make) -> None:
     config = tiny_study(seeds=[0, 1])
     Path(config.output).mkdir()
