@@ -142,7 +142,7 @@ def test_studies_have_folders_of_their_own() -> None:
     [
         ("run.max_steps: 240", "run.max_step: 240", "did you mean 'run.max_steps'"),
         ("run.max_steps: 240", "run.max_steps: one", "'run.max_steps' must be"),
-        ('seed: "{seed}"', "sed: 1", "did you mean 'seed'"),
+        (', seed: "{seed}"', ", sed: 1", "did you mean 'seed'"),
         ("cifar10_packed_image-knn.yaml", "cifar10_packed_knn.yaml", "cifar10_packed_knn.yaml"),
     ],
 )
