@@ -39,8 +39,8 @@ class LinearConfig(FrozenVideosConfig, RegressionConfig):
     """draws random weights, where asked for, and the held-out groups"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_regression()
+        FrozenVideosConfig.__post_init__(self)
+        RegressionConfig.__post_init__(self)
 
 
 def run(config: LinearConfig) -> Result:
@@ -60,7 +60,7 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
             f"weight decay {fitted.weight_decay:g} of {len(fitted.sweep)}, by log loss on "
             f"{len(held_out)} videos of held-out train groups"
         ),
-        notes=[f"Of the fit: {note}." for note in fitted.caveats(config.max_iterations)],
+        notes=[f"Of the fit: {note}." for note in fitted.caveats()],
     )
     return fold.result(
         "linear_probe",
@@ -73,7 +73,7 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
 
 
 def _held_out(config: LinearConfig, fold: FrozenFold) -> set[str]:
-    """Paths of the training videos that the weight decay is chosen on."""
+    """Paths of the training videos, of those with features, that the weight decay is chosen on."""
     seed = derive_seed(config.seed, "holdout", fold.fold)
     _, records = fold.manifest.holdout(config.holdout, seed, fold.fold)
-    return {record.path for record in records}
+    return {record.path for record in records} & set(fold.train.names)

@@ -61,8 +61,8 @@ class MotionConfig(FrozenVideosConfig, RegressionConfig):
     """draws random weights, where asked for, the orders of shuffled clips, the held-out groups"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_regression()
+        FrozenVideosConfig.__post_init__(self)
+        RegressionConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,14 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
     decays = " and ".join(
         f"{probed.fitted.weight_decay:g} ({name})" for name, probed in probes.items()
     )
+    tried = len(next(iter(probes.values())).fitted.sweep)
     protocol = fold.protocol(
         averaging="each clip by itself; the share told, averaged over a video, then over videos",
         selection=(
-            f"weight decay {decays} of {len(config.weight_decays)}, by log loss on clips of "
+            f"weight decay {decays} of {tried}, by log loss on clips of "
             f"{len(held_out)} videos of held-out train groups"
         ),
-        notes=[*_on_short_videos(fold), *_on_fits(probes, config)],
+        notes=[*_on_short_videos(fold), *_on_fits(probes)],
     )
     return fold.result(
         "motion_probe",
@@ -196,9 +197,7 @@ def _on_short_videos(fold: FrozenFold) -> list[str]:
     ]
 
 
-def _on_fits(probes: dict[str, Probed], config: MotionConfig) -> list[str]:
+def _on_fits(probes: dict[str, Probed]) -> list[str]:
     return [
-        f"{name}: {note}."
-        for name, probed in probes.items()
-        for note in probed.fitted.caveats(config.max_iterations)
+        f"{name}: {note}." for name, probed in probes.items() for note in probed.fitted.caveats()
     ]

@@ -8,6 +8,7 @@ Accuracy on some hundred items is a lottery: in a study of 28 encoders it took d
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,14 +36,19 @@ class RegressionConfig:
     )
     """L2 penalties tried (on the mean loss); the best on held-out training videos is used"""
     holdout: float = 0.2
-    """share of the training videos held out, by whole groups, to choose it"""
+    """share of the training videos (of each class's, where classes are told apart) held out, by
+    whole groups, to choose it"""
     max_iterations: int = 2000
     """solver iterations"""
 
-    def check_regression(self) -> None:
-        """Raises ConfigError on values out of range."""
-        if not self.weight_decays or min(self.weight_decays) <= 0:
-            raise ConfigError(f"weight_decays must be above 0, not {self.weight_decays}")
+    def __post_init__(self) -> None:
+        decays = self.weight_decays
+        if not decays or not all(math.isfinite(decay) and decay > 0 for decay in decays):
+            raise ConfigError(f"weight_decays must be numbers above 0, not {decays}")
+        if not 0 < self.holdout < 1:
+            raise ConfigError(f"holdout must lie between 0 and 1, not {self.holdout}")
+        if self.max_iterations < 1:
+            raise ConfigError(f"max_iterations must be at least 1, not {self.max_iterations}")
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,20 @@ class Fitted:
         probe: Fitted on all training items.
         weight_decay: The one chosen.
         sweep: Held-out log loss of each weight decay tried.
-        converged: Whether the solver had.
+        converged: Whether the solver converged within ``max_iterations``.
     """
 
     probe: Pipeline
     weight_decay: float
     sweep: dict[float, float]
     converged: bool
+    max_iterations: int
 
     def losses(self) -> dict[str, float]:
         """Returns the sweep as a Result keeps it, each weight decay as text."""
         return {f"{decay:g}": loss for decay, loss in self.sweep.items()}
 
-    def caveats(self, max_iterations: int) -> list[str]:
+    def caveats(self) -> list[str]:
         """Returns what a reader must know: a sweep too narrow, a solver stopped early."""
         notes = []
         if len(self.sweep) > 2 and self.weight_decay in (min(self.sweep), max(self.sweep)):
@@ -73,7 +80,7 @@ class Fitted:
                 f"the chosen weight decay {self.weight_decay:g} is at the edge of those tried"
             )
         if not self.converged:
-            notes.append(f"the regression had not converged after {max_iterations} iterations")
+            notes.append(f"the regression had not converged after {self.max_iterations} iterations")
         return notes
 
 
@@ -95,12 +102,12 @@ def fit_chosen(
         per_view: Fit on each view of an item instead of on their mean.
 
     Raises:
-        ConfigError: If fewer than two classes have items to fit on.
+        ConfigError: If fewer than two classes have items to fit on, or no item is held out.
     """
     sweep = sweep_weight_decay(train, held_out, num_classes, config, per_view=per_view)
     best = choose(sweep)
     probe, converged = fit_probe(train, best, config, per_view=per_view)
-    return Fitted(probe, best, sweep, converged)
+    return Fitted(probe, best, sweep, converged, config.max_iterations)
 
 
 def sweep_weight_decay(
@@ -111,8 +118,18 @@ def sweep_weight_decay(
     *,
     per_view: bool = False,
 ) -> dict[float, float]:
-    """Returns the held-out log loss of each weight decay, fitted without the held-out items."""
+    """Returns the held-out log loss of each weight decay, fitted without the held-out items.
+
+    Raises:
+        ConfigError: As ``fit_chosen``.
+    """
     held = torch.tensor([name in held_out for name in train.names])
+    if not held.any():
+        raise ConfigError(
+            f"none of the {len(held_out)} training videos held out to choose the weight decay has "
+            "features (dropped as short, or undecodable); hold out more (holdout), or another draw "
+            "(seed)"
+        )
     fitting, validation = train.subset(~held), train.subset(held)
     losses = {}
     for decay in sorted(config.weight_decays):
@@ -142,7 +159,7 @@ def fit_probe(
     """
     inputs, labels = _rows(train, per_view)
     if len(np.unique(labels)) < 2:
-        raise ConfigError("a linear probe needs training videos of at least two classes")
+        raise ConfigError("a regression needs training videos of at least two classes")
     scaler = {
         "standard": StandardScaler(),
         "l2": Normalizer(),

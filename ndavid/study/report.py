@@ -87,7 +87,7 @@ def _figure(
 
     Random weights are left to the tables: beside their distance no other could be read.
     """
-    trained = {arm.name for arm in config.chosen_arms() if arm.trained}
+    trained = {arm.name for arm in config.arms if arm.trained}
     of_method = [d for d in found if d.method == method and d.arm in trained]
     if not of_method:
         return []

@@ -108,7 +108,7 @@ def _measured(collected: Collected, method: str) -> list[Row]:
 def _arms(config: StudyConfig, rows: Sequence[Row]) -> list[str]:
     """The arms that have rows, in the config's order."""
     there = {row.arm for row in rows}
-    return [arm.name for arm in config.chosen_arms() if arm.name in there]
+    return [arm.name for arm in config.arms if arm.name in there]
 
 
 def _first_to_last(rows: Sequence[Row], name: str) -> str:

@@ -396,5 +396,5 @@ def test_a_single_source_leaves_nothing_to_choose_on(ramps: Path, tmp_path: Path
 
 
 def test_a_decay_out_of_range_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(ConfigError, match="weight_decays must be above 0"):
+    with pytest.raises(ConfigError, match="weight_decays must be numbers above 0"):
         MotionConfig(weight_decays=[0.1, 0.0])

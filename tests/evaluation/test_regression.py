@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from sklearn.pipeline import make_pipeline
 
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import PerItem, accuracies
 from ndavid.evaluation.features import Features
+from ndavid.evaluation.linear import LinearConfig
+from ndavid.evaluation.motion import MotionConfig
 from ndavid.evaluation.regression import (
     Fitted,
     RegressionConfig,
@@ -107,18 +111,51 @@ def test_the_last_fit_is_on_all_items_at_the_decay_of_the_sweep(per_view: bool) 
     assert (fitted.probe[-1].coef_ == again[-1].coef_).all()
 
 
-def test_a_chosen_decay_at_the_edge_and_an_early_stop_are_told() -> None:
+def test_an_early_stop_is_told_with_its_number() -> None:
     train, held = features(60, noise=3.0), {f"{i}.mp4" for i in range(45, 60)}
     stopped = fit_chosen(train, held, 3, RegressionConfig(max_iterations=1))
-    assert any("not converged after 1 iterations" in note for note in stopped.caveats(1))
-    sweep = {1e-2: 0.5, 1e-1: 0.4, 1.0: 0.6}
-    inside = Fitted(stopped.probe, 1e-1, sweep, converged=True)
-    assert inside.caveats(2000) == []
-    edge = dataclasses.replace(inside, weight_decay=1.0)
-    assert edge.caveats(2000) == ["the chosen weight decay 1 is at the edge of those tried"]
+    assert "the regression had not converged after 1 iterations" in stopped.caveats()
+    fitted = fit_chosen(train, held, 3, RegressionConfig())
+    assert not any("converged" in note for note in fitted.caveats())
 
 
-@pytest.mark.parametrize("decays", [[], [0.1, 0.0], [-1.0]])
-def test_decays_that_are_none_are_refused(decays: list[float]) -> None:
-    with pytest.raises(ConfigError, match="weight_decays must be above 0"):
-        RegressionConfig(weight_decays=decays).check_regression()
+@pytest.mark.parametrize(
+    ("tried", "chosen", "told"),
+    [
+        ([1e-2, 1e-1, 1.0], 1e-2, "0.01"),
+        ([1e-2, 1e-1, 1.0], 1e-1, ""),
+        ([1e-2, 1e-1, 1.0], 1.0, "1"),
+        ([1e-2, 1.0], 1.0, ""),  # there is nothing but edges
+    ],
+)
+def test_a_chosen_decay_at_the_edge_is_told(tried: list[float], chosen: float, told: str) -> None:
+    sweep = {decay: abs(math.log(decay / chosen)) for decay in tried}
+    fitted = Fitted(make_pipeline("passthrough"), choose(sweep), sweep, True, 2000)
+    edge = f"the chosen weight decay {told} is at the edge of those tried"
+    assert fitted.caveats() == ([edge] if told else [])
+
+
+def test_without_a_held_out_item_nothing_can_be_chosen() -> None:
+    with pytest.raises(ConfigError, match="none of the 2 training videos held out"):
+        fit_chosen(features(), {"gone.mp4", "short.mp4"}, 3, RegressionConfig())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weight_decays", []),
+        ("weight_decays", [0.1, 0.0]),
+        ("weight_decays", [-1.0]),
+        ("weight_decays", [math.nan]),
+        ("weight_decays", [math.inf]),
+        ("holdout", 0.0),
+        ("holdout", 1.0),
+        ("max_iterations", 0),
+    ],
+)
+@pytest.mark.parametrize("config", [RegressionConfig, LinearConfig, MotionConfig])
+def test_values_out_of_range_are_refused_before_features_are_made(
+    config: Callable[..., RegressionConfig], key: str, value: object
+) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must"):
+        config(**{key: value})

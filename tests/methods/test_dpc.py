@@ -1,4 +1,4 @@
-"""DpcMethod: its loss against loops, and METHOD's traps, each with a test of its own."""
+"""DpcMethod: its loss against loops, and the traps of negatives, each with a test of its own."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_stop_grad_changes_gradients_but_not_the_loss(share: str) -> None:
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
-# --- traps (METHOD 1.6) --------------------------------------------------------------------------
+# --- traps of dense negatives --------------------------------------------------------------------
 
 
 def test_untouched_cells_are_masked() -> None:

@@ -1,4 +1,4 @@
-"""MocoMethod: many steps against loops over samples, and every trap of METHOD 4 by itself."""
+"""MocoMethod: many steps against loops over samples, and every trap of the method by itself."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_a_penalty_on_the_gradient_can_be_learnt_from() -> None:
 
 
 def test_the_default_is_the_biggan_of_the_papers_runs() -> None:
-    """Numbers of weights of METHOD 1.8's layers, written out."""
+    """Numbers of weights of the paper's layers, written out."""
     gan = Gan(GanConfig(num_classes=10))
     conv3, conv1 = 256 * 256 * 9 + 256, 256 * 256 + 256
     norm, head = 2 * 10 * 256, 2 * 256

@@ -73,7 +73,7 @@ def discriminator_state(classes: int = CLASSES) -> State:
 
 
 class Naive:
-    """The original's forward as METHOD 1.8 words it, on a state dict, in float64."""
+    """The original's forward written out layer by layer, on a state dict, in float64."""
 
     def __init__(self, state: State) -> None:
         self.state = {key: value.double() for key, value in state.items()}

@@ -28,7 +28,10 @@ if given["nda.spec"] == "broken":
     print("loss is nan")
     raise SystemExit("error: nothing to learn")
 stop = []
-signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+def note(number, frame):
+    stop.append(number)
+    (folder / "told_to_stop").touch()
+signal.signal(signal.SIGTERM, note)
 state, trace = folder / "state.json", folder / "trace.txt"
 step, total = json.loads(state.read_text()) if state.exists() else (0, 0)
 with trace.open("a") as log:
@@ -39,7 +42,8 @@ with trace.open("a") as log:
         step += 1
         total = (31 * total + step + int(given["run.seed"]) + len(given["nda.spec"])) % 9973
         time.sleep(given["pause"])
-        print(step, "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), file=log, flush=True)
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+        print(step, "gpu", gpu, "process", os.getpid(), file=log, flush=True)
         partial = folder / "state.partial"
         partial.write_text(json.dumps([step, total]))
         partial.replace(state)

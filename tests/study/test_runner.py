@@ -75,7 +75,9 @@ def nothing_left(process: subprocess.Popen[str]) -> Iterator[None]:
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 60
     while not condition():
-        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()  # what still runs would say nothing until it ends
+            raise AssertionError(process.communicate()[0])
         time.sleep(0.01)
 
 
@@ -217,17 +219,14 @@ def test_cells_run_side_by_side_each_on_the_gpu_of_its_slot(
 ) -> None:
     monkeypatch.setattr(runner, "visible_gpus", lambda: ["4", "7"])
     config = paused(tiny_study(seeds=[0, 1, 2], jobs=0), 0.1, steps=3)
-    began = time.monotonic()
     assert not run_steps(config).failures
-    seconds = time.monotonic() - began
     used = [
-        {line.split()[-1] for line in trace(config, arm, seed)}
+        {line.split()[2] for line in trace(config, arm, seed)}
         for seed in (0, 1, 2)
         for arm in ("none", "more")
     ]
     assert all(len(gpus) == 1 for gpus in used)
     assert sorted(gpu for gpus in used for gpu in gpus) == ["4"] * 3 + ["7"] * 3
-    assert seconds < 6 * 3 * 0.1 + 3
 
 
 @pytest.mark.parametrize(
@@ -285,21 +284,27 @@ def test_a_killed_study_goes_on_where_it_stopped_and_ends_with_the_same_numbers(
     config, gate = paused(tiny_study(jobs=2), 0.0, steps=6), tmp_path / "gate"
     config.methods[0].overrides["gate"] = str(gate)
     gate.touch()
-    logs = [Path(config.output) / "walk" / arm / "seed0" / "training" / "step.log" for arm in arms]
+    folders = [Path(config.output) / "walk" / arm / "seed0" / "training" for arm in arms]
     killed = start(config, tmp_path)
     wait_for(lambda: min(len(trace(config, arm)) for arm in arms) == 2, killed)
     with nothing_left(killed):
         killed.kill()
         assert killed.wait() == -signal.SIGKILL
-        # The orphans are still in their step: the new ones wait for them.
         again = start(config, tmp_path)
-        wait_for(lambda: all(waiting in log.read_text() for log in logs), again)
-        gate.unlink()
+        try:
+            # The orphans are still in their step: the new ones wait for them.
+            wait_for(lambda: all((folder / "told_to_stop").exists() for folder in folders), again)
+            wait_for(lambda: all(waiting in (f / "step.log").read_text() for f in folders), again)
+        finally:
+            gate.unlink()
         said, _ = again.communicate(timeout=60)
     assert again.returncode == 0, said
-    for arm, log in zip(arms, logs, strict=True):
+    for arm, folder in zip(arms, folders, strict=True):
         assert executed(config, arm) == [*range(1, 7)]
-        command, *rest = log.read_text().splitlines()
+        processes = [line.split()[4] for line in trace(config, arm)]
+        assert processes[:3] == processes[:1] * 3 and processes[3:] == processes[-1:] * 3
+        assert processes[0] != processes[-1], "the orphan saved its third step and left"
+        command, *rest = (folder / "step.log").read_text().splitlines()
         assert rest == [waiting, command]
     whole = paused(tiny_study(output=str(tmp_path / "whole")), 0.0, steps=6)
     run_steps(whole)
