@@ -59,7 +59,8 @@ class Fitted:
         probe: Fitted on all training items.
         weight_decay: The one chosen.
         sweep: Held-out log loss of each weight decay tried.
-        converged: Whether the solver converged within ``max_iterations``.
+        converged: Whether the solver converged on all training items.
+        max_iterations: How many the solver was given.
     """
 
     probe: Pipeline

@@ -393,8 +393,3 @@ def test_a_single_source_leaves_nothing_to_choose_on(ramps: Path, tmp_path: Path
     dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
     with pytest.raises(DataError, match="a single source"):
         run(config(tmp_path, tmp_path / "out", "resnet2d3d10"))
-
-
-def test_a_decay_out_of_range_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(ConfigError, match="weight_decays must be numbers above 0"):
-        MotionConfig(weight_decays=[0.1, 0.0])
