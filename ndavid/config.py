@@ -33,7 +33,7 @@ from typing import (
 import jsonargparse
 import yaml
 
-from ndavid.errors import ConfigError, NdavidError
+from ndavid.errors import ConfigError, NdavidError, printable
 
 T = TypeVar("T")
 
@@ -100,7 +100,8 @@ def run_main(main: Callable[[], object]) -> NoReturn:
     try:
         main()
     except NdavidError as error:
-        print(f"error{_rank_note()}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        line = printable(" ".join(str(error).split()))
+        print(f"error{_rank_note()}: {line}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"interrupted{_rank_note()}", file=sys.stderr, flush=True)

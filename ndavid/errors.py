@@ -5,6 +5,18 @@ from __future__ import annotations
 import os
 
 
+def printable(text: str) -> str:
+    """`text` as a terminal may show it: what is no printable letter as an escape like \\x1b."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode()
+        for letter in text
+    )
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
 class NdavidError(Exception):
     """Base of every error that ndavid raises on purpose."""
 
@@ -22,7 +34,7 @@ class DataError(NdavidError):
         super().__init__(self.path, reason)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{printable(self.path)}: {_one_line(self.reason)}"
 
 
 class DecodeError(DataError):
@@ -35,7 +47,9 @@ class DecodeError(DataError):
         self.args = (self.path, backend, reason)
 
     def __str__(self) -> str:
-        return f"{self.path}: cannot decode with {self.backend}: {self.reason}"
+        return (
+            f"{printable(self.path)}: cannot decode with {self.backend}: {_one_line(self.reason)}"
+        )
 
 
 class CheckpointError(NdavidError):
