@@ -16,13 +16,8 @@ import os
 from pathlib import Path
 
 from ndavid.config import run_main
-from ndavid.data.annotations import (
-    Annotations,
-    parse_folder,
-    parse_hmdb51,
-    parse_kinetics,
-    parse_ucf101,
-)
+from ndavid.data.annotations import Annotations, parse_hmdb51, parse_kinetics, parse_ucf101
+from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.preparation import PrepareSettings, prepare, summary
 
 PARSERS = {"ucf101": parse_ucf101, "hmdb51": parse_hmdb51, "kinetics": parse_kinetics}

@@ -1,23 +1,21 @@
-"""Official split files to labels and splits: UCF101, HMDB51, Kinetics, and plain folders.
+"""Official split files to labels and splits: UCF101, HMDB51 and Kinetics.
 
 Every parser gives `Annotations`: class names in label order, and for each fold (official split) a
 mapping from a clip's path to its label and side. Labels are 0-based, -1 for none. The paths are
-those of the lists; `match_files` finds the files they mean, whose suffix or folder may differ.
+those of the lists; `clip_matching` finds the files they mean, whose suffix or folder may differ.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import math
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ndavid.data.source_groups import kinetics_group, source_group
 from ndavid.errors import DataError
 
 VIDEO_SUFFIXES = frozenset(
@@ -37,7 +35,6 @@ VIDEO_SUFFIXES = frozenset(
         "wmv",
     )
 )
-FOLDER_SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val"}
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
 HMDB51_CODES = {"0": "", "1": "train", "2": "test"}
 
@@ -250,111 +247,6 @@ def _kinetics_name(path: Path, where: str, row: Mapping[str, str]) -> str:
     return f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
 
 
-# --- one's own folder -----------------------------------------------------------------------------
-
-
-def parse_folder(
-    folder: str | os.PathLike[str], *, test_fraction: float = 0.0, seed: int = 0
-) -> Annotations:
-    """Read classes and sides off a folder tree; one fold.
-
-    `train/<class>/*` beside `test/<class>/*` (and `val/<class>/*`) give sides and labels;
-    `<class>/*` gives labels, all in train, with `test_fraction` of each class's groups moved to
-    test; videos that lie in `folder` itself are unlabelled train clips, enough for pretraining.
-    Hidden files and files that are not videos by their suffix are passed over.
-
-    Raises:
-        DataError: no videos, or a class that only test or val has.
-        ValueError: `test_fraction` is not in [0, 1).
-    """
-    if not 0.0 <= test_fraction < 1.0:
-        raise ValueError(f"test_fraction must lie in [0, 1), got {test_fraction}")
-    folder = Path(folder)
-    clips = list_videos(folder)
-    if not clips:
-        raise DataError(folder, "holds no videos")
-    sides = _folder_sides(clips)
-    names = sorted({name for _, name in sides.values() if name})
-    labels = {name: label for label, name in enumerate(names)}
-    fold = {clip: Entry(labels.get(name, -1), side) for clip, (side, name) in sides.items()}
-    _check_every_class_is_trained(folder, names, fold)
-    if test_fraction:
-        fold = _hold_out_groups(fold, test_fraction, seed)
-    return Annotations(tuple(names), (fold,), source_group)
-
-
-def _folder_sides(clips: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Clip -> (side, class name). Split folders count only if nothing else lies beside them."""
-    tops = {PurePosixPath(clip).parts[0] for clip in clips if "/" in clip}
-    split_layout = "train" in tops and tops <= set(FOLDER_SPLITS)
-    sides = {}
-    for clip in clips:
-        folders = PurePosixPath(clip).parts[:-1]
-        side = FOLDER_SPLITS[folders[0]] if split_layout and folders else "train"
-        below = folders[1:] if split_layout else folders
-        sides[clip] = (side, below[0] if below else "")
-    return sides
-
-
-def _check_every_class_is_trained(
-    folder: Path, names: Sequence[str], fold: Mapping[str, Entry]
-) -> None:
-    trained = {entry.label for entry in fold.values() if entry.split == "train"}
-    for label, name in enumerate(names):
-        if label not in trained:
-            raise DataError(folder, f"class {name!r} has no clip in train")
-
-
-def _hold_out_groups(fold: Mapping[str, Entry], fraction: float, seed: int) -> dict[str, Entry]:
-    """Moves whole groups of each class to test, at least one and never all; stable under growth."""
-    groups: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for clip, entry in fold.items():
-        groups[entry.label][source_group(clip) or clip].append(clip)
-    divided = dict(fold)
-    for label, members in groups.items():
-        # A hash ranks the groups, so that a new clip does not reshuffle the others.
-        ranked = sorted(members, key=lambda group: _hash(f"{seed}/{group}"))
-        count = min(len(ranked) - 1, max(1, math.floor(fraction * len(ranked) + 0.5)))
-        held_out = [clip for group in ranked[:count] for clip in members[group]]
-        divided.update((clip, Entry(label, "test")) for clip in held_out)
-    return divided
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode()).hexdigest()
-
-
-# --- groups ---------------------------------------------------------------------------------------
-
-_UCF101_NAME = re.compile(r"v_(?P<name>.+)_(?P<group>g\d+)_c\d+")
-_HMDB51_TAIL = re.compile(r"_[fhul]_[cn]m_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+$")
-_KINETICS_NAME = re.compile(r"(?P<id>.+)_\d{6}_\d{6}")
-
-
-def source_group(path: str) -> str:
-    """The source that a clip was cut from, by the pattern of its name.
-
-    `v_Archery_g07_c04` (UCF101) gives `g07`; `TrumanShow_wave_f_nm_np1_fr_med_26` (HMDB51) gives
-    `TrumanShow`: what stands before the class and the attributes. Any other name gives "".
-    """
-    clip = PurePosixPath(path)
-    ucf101 = _UCF101_NAME.fullmatch(clip.stem)
-    if ucf101:
-        # Group numbers start anew in each class. (The folder HandstandPushups holds v_HandStand...)
-        in_its_class = ucf101["name"].lower() == clip.parent.name.lower()
-        return ucf101["group"] if in_its_class else f"{ucf101['name']}_{ucf101['group']}"
-    source, is_hmdb51 = _HMDB51_TAIL.subn("", clip.stem)
-    if is_hmdb51:
-        return source.removesuffix(f"_{clip.parent.name}")
-    return ""
-
-
-def kinetics_group(path: str) -> str:
-    """The YouTube id in `<id>_<start>_<end>.mp4`, "" for another name."""
-    match = _KINETICS_NAME.fullmatch(PurePosixPath(path).stem)
-    return match["id"] if match else ""
-
-
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -377,49 +269,6 @@ def list_videos(folder: str | os.PathLike[str]) -> list[str]:
             if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
         ]
     return sorted(found)
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Which file each listed clip is: `files` by path in the lists, and what is left over."""
-
-    files: Mapping[str, str]
-    missing: tuple[str, ...]
-    unlisted: tuple[str, ...]
-
-
-def match_files(listed: Iterable[str], on_disk: Iterable[str]) -> Matches:
-    """Find each listed clip's file, by its path or else by name.
-
-    By name means the class folder and the stem, or else a stem that occurs in one folder only.
-    So `Archery/x.avi` finds `UCF-101/Archery/x.mp4`, and a Kinetics name finds its file in
-    whichever folder. Of two files for one clip the first in sorted order counts.
-    """
-    by_place: dict[tuple[str, str], list[str]] = defaultdict(list)
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    files = sorted(on_disk)
-    exact = set(files)
-    for file in files:
-        path = PurePosixPath(file)
-        by_place[path.parent.name, path.stem].append(file)
-        by_stem[path.stem].append(file)
-    matched, missing = {}, []
-    for clip in sorted(listed):
-        path = PurePosixPath(clip)
-        found = by_place.get((path.parent.name, path.stem)) or _unique(by_stem.get(path.stem, []))
-        if clip in exact:
-            matched[clip] = clip
-        elif found:
-            matched[clip] = found[0]
-        else:
-            missing.append(clip)
-    used = set(matched.values())
-    return Matches(matched, tuple(missing), tuple(file for file in files if file not in used))
-
-
-def _unique(files: list[str]) -> list[str]:
-    """The files if they are one clip in one folder (in several formats, say), else none."""
-    return files if len({PurePosixPath(file).parent for file in files}) == 1 else []
 
 
 def _find_home(folder: Path, pattern: str) -> Path:

@@ -25,7 +25,8 @@ from typing import Any
 import av
 from tqdm import tqdm
 
-from ndavid.data.annotations import Annotations, Matches, list_videos, match_files
+from ndavid.data.annotations import Annotations, list_videos
+from ndavid.data.clip_matching import Matches, match_files
 from ndavid.data.decode import probe, verify_backend
 from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
 from ndavid.data.journal import Journal

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from ndavid.data.annotations import (
     Annotations,
-    kinetics_group,
     list_videos,
-    match_files,
-    parse_folder,
     parse_hmdb51,
     parse_kinetics,
     parse_ucf101,
-    source_group,
 )
+from ndavid.data.clip_matching import match_files
+from ndavid.data.folder_annotations import parse_folder
+from ndavid.data.source_groups import kinetics_group, source_group
 from ndavid.errors import DataError
 
 CLASSES = ("Archery", "HandstandPushups", "YoYo")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ndavid.data.annotations import parse_folder, parse_ucf101
+from ndavid.data.annotations import parse_ucf101
 from ndavid.data.decode import open_reader, probe
+from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.manifest import read_manifest
 from ndavid.data.preparation import PrepareSettings, prepare, summary
 from ndavid.data.synthetic import write_motion_clips
