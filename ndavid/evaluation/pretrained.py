@@ -23,7 +23,7 @@ from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.provenance import checkpoint_of
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.batchnorm import has_running_stats
-from ndavid.models.classifier import DpcClassifier, EncoderClassifier
+from ndavid.models.classifier import DpcClassifier, EncoderClassifier, HeadInit
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
@@ -49,6 +49,9 @@ class EncoderConfig:
     """of a run: model, those that were trained, or ema, their average (run.ema_decay above 0)"""
     dropout: float = 0.0
     """before the linear layer"""
+    head_init: HeadInit | None = None
+    """of the linear layer: torch (as torch draws it) or orthogonal (with zero biases); null: as the
+    head's own code has it, which is orthogonal for a dpc head and torch for a pool head"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -115,11 +118,18 @@ def load_classifier(
     with seeded(seed, "init"):
         if not checkpoint:
             dpc = _random_dpc(_name_of_random(config), views)
-            classifier = DpcClassifier(dpc, num_classes, dropout=config.dropout)
+            classifier = DpcClassifier(
+                dpc, num_classes, dropout=config.dropout, head_init=config.head_init or "orthogonal"
+            )
             return _random(classifier, config)
         path = locate(checkpoint)
         pretrained = _stored_dpc(path, config, views)
-        classifier = DpcClassifier.from_dpc(pretrained, num_classes, dropout=config.dropout)
+        classifier = DpcClassifier.from_dpc(
+            pretrained,
+            num_classes,
+            dropout=config.dropout,
+            head_init=config.head_init or "orthogonal",
+        )
         return _verified(path, config, classifier, pretrained.config.encoder)
 
 
@@ -230,7 +240,13 @@ def _verified(path: Path, config: EncoderConfig, classifier: Classifier, name: s
 def _pool_classifier(
     encoder: Encoder, config: EncoderConfig, num_classes: int
 ) -> EncoderClassifier:
-    return EncoderClassifier(encoder, num_classes, dropout=config.dropout, head_norm=config.norm)
+    return EncoderClassifier(
+        encoder,
+        num_classes,
+        dropout=config.dropout,
+        head_norm=config.norm,
+        head_init=config.head_init or "torch",
+    )
 
 
 def _notes(classifier: Classifier) -> tuple[str, ...]:

@@ -21,15 +21,26 @@ from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.encoders import build_encoder
 
+HeadInit = Literal["torch", "orthogonal"]
+"""How a head's linear layer starts: as torch draws it, or orthogonal with zero biases."""
+
 
 class DpcClassifier(nn.Module):
     """Encoder -> ReLU -> mean over time -> GRU over all blocks -> mean over space -> head.
 
-    The head is batch norm, dropout and a linear layer. Takes normalised clips
-    (B, C, num_blocks * block_len, H, W), which it cuts into blocks.
+    The head is batch norm, dropout and a linear layer, whose weights start orthogonal and biases
+    at zero, as in the original code. Takes normalised clips (B, C, num_blocks * block_len, H, W),
+    which it cuts into blocks.
     """
 
-    def __init__(self, config: DpcConfig, num_classes: int, *, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        config: DpcConfig,
+        num_classes: int,
+        *,
+        dropout: float = 0.5,
+        head_init: HeadInit = "orthogonal",
+    ) -> None:
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config.encoder, pretrained=config.pretrained)
@@ -37,17 +48,24 @@ class DpcClassifier(nn.Module):
             drop_running_stats(self.encoder)
         self.feature_dim = self.encoder.feature_dim
         self.agg = ConvGRU(self.feature_dim, self.feature_dim, dropout=config.dropout)
-        self.head = _head(self.feature_dim, num_classes, dropout, "bn")
+        self.head = _head(self.feature_dim, num_classes, dropout, "bn", head_init)
 
     @classmethod
-    def from_dpc(cls, dpc: DPC, num_classes: int, *, dropout: float = 0.5) -> DpcClassifier:
+    def from_dpc(
+        cls,
+        dpc: DPC,
+        num_classes: int,
+        *,
+        dropout: float = 0.5,
+        head_init: HeadInit = "orthogonal",
+    ) -> DpcClassifier:
         """A classifier that starts from (and shares) the encoder and the GRU of ``dpc``."""
         classifier = cls.__new__(cls)
         nn.Module.__init__(classifier)
         classifier.config = dpc.config
         classifier.encoder, classifier.agg = dpc.encoder, dpc.agg
         classifier.feature_dim = dpc.feature_dim
-        classifier.head = _head(dpc.feature_dim, num_classes, dropout, "bn")
+        classifier.head = _head(dpc.feature_dim, num_classes, dropout, "bn", head_init)
         return classifier
 
     def forward(self, video: Tensor) -> Tensor:
@@ -91,11 +109,12 @@ class EncoderClassifier(nn.Module):
         *,
         dropout: float = 0.5,
         head_norm: Literal["none", "bn"] = "none",
+        head_init: HeadInit = "torch",
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.feature_dim = encoder.feature_dim
-        self.head = _head(self.feature_dim, num_classes, dropout, head_norm)
+        self.head = _head(self.feature_dim, num_classes, dropout, head_norm, head_init)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Clips or images -> logits (B, num_classes)."""
@@ -114,15 +133,27 @@ class EncoderClassifier(nn.Module):
         return self.head.parameters()
 
 
-def _head(dim: int, num_classes: int, dropout: float, norm: Literal["none", "bn"]) -> nn.Sequential:
+def _head(
+    dim: int,
+    num_classes: int,
+    dropout: float,
+    norm: Literal["none", "bn"],
+    init: HeadInit,
+) -> nn.Sequential:
     if num_classes < 1 or not 0 <= dropout < 1 or norm not in ("none", "bn"):
         raise ValueError(
             f"need num_classes >= 1, 0 <= dropout < 1 and a norm of none or bn, "
             f"got {num_classes}, {dropout} and {norm!r}"
         )
+    if init not in ("torch", "orthogonal"):
+        raise ValueError(f"a head's init is torch or orthogonal, not {init!r}")
     head = nn.Sequential()
     if norm == "bn":
         head.add_module("norm", nn.BatchNorm1d(dim))
     head.add_module("dropout", nn.Dropout(dropout))
-    head.add_module("fc", nn.Linear(dim, num_classes))
+    linear = nn.Linear(dim, num_classes)
+    if init == "orthogonal":
+        nn.init.orthogonal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    head.add_module("fc", linear)
     return head

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ndavid.config import from_yaml
+from ndavid.engine.optim import lr_factor
 from ndavid.evaluation.finetune import FinetuneConfig
 from ndavid.evaluation.image_finetune import ImageFinetuneConfig
 from ndavid.evaluation.image_knn import ImageKnnConfig
@@ -90,6 +92,45 @@ def test_the_variants_are_what_their_names_say() -> None:
     of_each_fold = config("ucf101_3folds_finetune")
     assert of_each_fold.folds == [1, 2, 3] and "{fold}" in of_each_fold.checkpoint
     assert from_yaml(LinearConfig, FOLDER / "kinetics400_linear.yaml").split == "val"
+
+
+def originals_rates(steps: list[int], epochs: int) -> list[float]:
+    """The rate of each epoch in DPC's fine-tuning code, by the scheduler that it uses.
+
+    A cycle of ``max(steps)`` epochs is run once; after it the exponent stays at one less than the
+    number of steps. The scheduler is told the epoch that has ended, so that all acts an epoch late.
+    """
+
+    def factor(epoch: int) -> float:
+        if epoch // max(steps) >= 1:
+            return 0.1 ** (len(steps) - 1)
+        return 0.1 ** sum(epoch % max(steps) >= step for step in steps)
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    rates = []
+    for epoch in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step(epoch)
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize(
+    "name",
+    ["ucf101", "ucf101_3folds", "ucf101_paper-compat", "ucf101_moco", "ucf101_scratch", "hmdb51"],
+)
+def test_fine_tuning_learns_at_the_originals_rate_in_every_epoch(name: str) -> None:
+    stem = name if name.endswith("scratch") else f"{name}_finetune"
+    config = from_yaml(FinetuneConfig, FOLDER / f"{stem}.yaml")
+    steps = [150, 250, 300] if name == "hmdb51" else [60, 80, 100]
+    epochs, per_epoch = config.run.epochs, 7
+    total = epochs * per_epoch
+    for epoch, rate in enumerate(originals_rates(steps, epochs)):
+        for step in (epoch * per_epoch, (epoch + 1) * per_epoch - 1):
+            found = lr_factor(step, config.optim, steps_per_epoch=per_epoch, total_steps=total)
+            assert config.optim.lr * found == pytest.approx(rate), f"epoch {epoch}"
 
 
 def test_mocos_clips_go_through_the_evaluators_of_dpcs() -> None:

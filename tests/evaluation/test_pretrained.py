@@ -80,6 +80,21 @@ def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone() -
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("checkpoint", ["", "saved"])
+@pytest.mark.parametrize(
+    ("head", "head_init", "orthogonal"),
+    [("dpc", None, True), ("pool", None, False), ("dpc", "torch", False)],
+)
+def test_the_heads_init_is_its_recipes_unless_the_config_names_one(
+    checkpoint: str, head: str, head_init: str | None, orthogonal: bool, saved: Path
+) -> None:
+    config = ClassifierConfig(head=head, head_init=head_init, encoder="resnet2d3d10")  # type: ignore[arg-type]
+    weights = str(saved) if checkpoint else ""
+    fc = load_classifier(weights, config, VIEWS, 5, seed=0).classifier.head.fc
+    assert torch.allclose(fc.weight @ fc.weight.T, torch.eye(5), atol=1e-5) == orthogonal
+    assert bool(fc.bias.any()) != orthogonal
+
+
 def test_the_comparison_sees_what_was_not_loaded() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     stored = {f"module.net.{name}": tensor.clone() for name, tensor in module.state_dict().items()}

@@ -79,6 +79,18 @@ def test_a_classifier_starts_from_a_pretrained_dpc() -> None:
     assert list(fresh.state_dict()) == list(model.state_dict())
 
 
+def test_dpcs_head_starts_orthogonal_as_the_originals_and_others_as_torch_draws_them() -> None:
+    for model in (DpcClassifier(CONFIG, 5), DpcClassifier.from_dpc(DPC(CONFIG), 5)):
+        weight = model.head.fc.weight
+        torch.testing.assert_close(weight @ weight.T, torch.eye(5), atol=1e-5, rtol=0)
+        assert not model.head.fc.bias.any()
+    encoder = build_encoder("resnet2d3d10")
+    plain = EncoderClassifier(encoder, 5).head.fc
+    assert plain.bias.all() and (plain.weight @ plain.weight.T).diagonal().max() < 0.9
+    chosen = EncoderClassifier(encoder, 5, head_init="orthogonal").head.fc
+    torch.testing.assert_close(chosen.weight @ chosen.weight.T, torch.eye(5), atol=1e-5, rtol=0)
+
+
 def test_what_cannot_be_is_refused() -> None:
     model = DpcClassifier(CONFIG, 3)
     with pytest.raises(ValueError, match=r"num_blocks \* 4"):
@@ -87,3 +99,5 @@ def test_what_cannot_be_is_refused() -> None:
         DpcClassifier(CONFIG, 0)
     with pytest.raises(ValueError, match="dropout"):
         EncoderClassifier(model.encoder, 3, dropout=1.0)
+    with pytest.raises(ValueError, match="orthogonal"):
+        EncoderClassifier(model.encoder, 3, head_init="zeros")  # type: ignore[arg-type]
