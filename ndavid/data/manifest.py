@@ -1,9 +1,10 @@
 """The manifest: one CSV row a clip, written once by `prepare` and read by everything after it.
 
-    path,label,class,group,frames,fps,width,height,decord_ok,split_1,split_2,split_3
-    Archery/v_Archery_g07_c04.avi,2,Archery,g07,51,25.0,320,240,no,train,test,train
+    path,label,class,group,frames,fps,width,height,decord_ok,bytes,digest,damaged,split_1,split_2
+    Archery/v_g07_c04.avi,2,Archery,g07,51,25.0,320,240,no,81532,ends:2f0c...,0,train,test
 
-`frames` is counted by decoding, not taken from the header. Labels are 0-based, -1 for none. The
+`frames` is counted by decoding, not taken from the header. Labels are 0-based, -1 for none. Each of
+`bytes`, `digest` and `damaged` may be absent, as in manifests of older versions, or empty. The
 videos lie beside the CSV unless its first line is a comment `# root: DIR` (absolute, or relative to
 the CSV). `classes.txt` beside the CSV lists the class names in label order, so that a class without
 a clip keeps its number.
@@ -15,6 +16,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,8 +28,10 @@ import torch
 from ndavid.errors import ConfigError, DataError
 
 COLUMNS = ("path", "label", "class", "group", "frames", "fps", "width", "height", "decord_ok")
+OPTIONAL_COLUMNS = ("bytes", "digest", "damaged")
 SPLITS = ("train", "test", "val", "")
 _ROOT_MARK = "# root:"
+_DIGEST = re.compile(r"(ends|sha256):[0-9a-f]{32,64}")
 _TRISTATE: dict[str, bool | None] = {"yes": True, "no": False, "": None}
 
 
@@ -44,6 +48,9 @@ class ClipRecord:
         width, height: pixels, rotation applied.
         splits: "train", "test", "val" or "" (in none), one entry a fold.
         decord_ok: whether decord was seen to give the reference's frames; None where not tried.
+        num_bytes: size of the file that was read; None for unknown.
+        digest: of that file, as `file_digests.py` writes it; "" for unknown.
+        damaged: frames that the decoder flagged as damaged; None where they were not counted.
     """
 
     path: str
@@ -55,6 +62,9 @@ class ClipRecord:
     height: int
     splits: tuple[str, ...]
     decord_ok: bool | None = None
+    num_bytes: int | None = None
+    digest: str = ""
+    damaged: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ class Manifest:
             if root != ".":
                 stream.write(f"{_ROOT_MARK} {Path(root).as_posix()}\n")
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow([*COLUMNS, *(f"split_{k + 1}" for k in range(self.num_folds))])
+            splits = (f"split_{k + 1}" for k in range(self.num_folds))
+            writer.writerow([*COLUMNS, *OPTIONAL_COLUMNS, *splits])
             writer.writerows(self._row(record) for record in self.records)
         return target
 
@@ -133,7 +144,9 @@ class Manifest:
         name = self.classes[record.label] if record.label >= 0 else ""
         decord = {True: "yes", False: "no", None: ""}[record.decord_ok]
         facts = (record.num_frames, record.fps, record.width, record.height, decord)
-        return [record.path, record.label, name, record.group, *facts, *record.splits]
+        # The csv module writes None as an empty field.
+        file_facts = (record.num_bytes, record.digest, record.damaged)
+        return [record.path, record.label, name, record.group, *facts, *file_facts, *record.splits]
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -154,13 +167,13 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     root, first_line, table = _split_off_root(source, text)
     rows = csv.reader(io.StringIO(table, newline=""))
     header = next(rows, None)
-    num_folds = _check_header(source, header)
+    columns = _check_header(source, header)
     records: list[ClipRecord] = []
     names: dict[int, str] = {}
     seen: set[str] = set()
     for row in rows:
         where = f"row {rows.line_num + first_line}"
-        record, name = _parse_row(source, where, row, num_folds)
+        record, name = _parse_row(source, where, row, columns)
         if record.path in seen:
             raise DataError(source, f"{where}: {record.path} is listed twice")
         seen.add(record.path)
@@ -181,44 +194,57 @@ def _split_off_root(source: Path, text: str) -> tuple[Path, int, str]:
     return source.parent / comment[len(_ROOT_MARK) :].strip(), 1, table
 
 
-def _check_header(source: Path, header: list[str] | None) -> int:
-    """The number of folds, after checking the names of all columns."""
+def _check_header(source: Path, header: list[str] | None) -> list[str]:
+    """The names of all columns, after checking them."""
     if header is None:
         raise DataError(source, "the manifest is empty")
-    splits = header[len(COLUMNS) :]
-    expected = [*COLUMNS, *(f"split_{k + 1}" for k in range(len(splits)))]
-    if not splits or header != expected:
+    present = [name for name in OPTIONAL_COLUMNS if name in header]
+    num_folds = len(header) - len(COLUMNS) - len(present)
+    expected = [*COLUMNS, *present, *(f"split_{k + 1}" for k in range(num_folds))]
+    if num_folds < 1 or header != expected:
         raise DataError(
-            source, f"row 1: columns must be {','.join(COLUMNS)},split_1[,split_2,...]; got "
-            f"{','.join(header)}"
+            source, f"row 1: columns must be {','.join(COLUMNS)}[,{','.join(OPTIONAL_COLUMNS)}],"
+            f"split_1[,split_2,...]; got {','.join(header)}"
         )  # fmt: skip
-    return len(splits)
+    return header
 
 
-def _parse_row(source: Path, where: str, row: list[str], num_folds: int) -> tuple[ClipRecord, str]:
+def _parse_row(
+    source: Path, where: str, row: list[str], columns: list[str]
+) -> tuple[ClipRecord, str]:
     """(the record, its class name)."""
-    if len(row) != len(COLUMNS) + num_folds:
-        raise DataError(source, f"{where}: {len(row)} fields instead of {len(COLUMNS) + num_folds}")
-    path, label, name, group, frames, fps, width, height, decord_ok = row[: len(COLUMNS)]
-    splits = tuple(row[len(COLUMNS) :])
+    if len(row) != len(columns):
+        raise DataError(source, f"{where}: {len(row)} fields instead of {len(columns)}")
+    fields = dict(zip(columns, row, strict=True))
     try:
         record = ClipRecord(
-            path=path,
-            label=int(label),
-            group=group,
-            num_frames=int(frames),
-            fps=float(fps),
-            width=int(width),
-            height=int(height),
-            splits=splits,
-            decord_ok=_TRISTATE[decord_ok],
+            path=fields["path"],
+            label=int(fields["label"]),
+            group=fields["group"],
+            num_frames=int(fields["frames"]),
+            fps=float(fields["fps"]),
+            width=int(fields["width"]),
+            height=int(fields["height"]),
+            splits=tuple(fields[name] for name in columns if name.startswith("split_")),
+            decord_ok=_tristate(fields["decord_ok"]),
+            num_bytes=_count(fields.get("bytes", "")),
+            digest=fields.get("digest", ""),
+            damaged=_count(fields.get("damaged", "")),
         )
     except ValueError as error:
         raise DataError(source, f"{where}: {error}") from error
-    except KeyError as error:
-        raise DataError(source, f"{where}: decord_ok is yes, no or empty, not {error}") from error
-    _check_record(source, where, record, name)
-    return record, name
+    _check_record(source, where, record, fields["class"])
+    return record, fields["class"]
+
+
+def _tristate(text: str) -> bool | None:
+    if text not in _TRISTATE:
+        raise ValueError(f"decord_ok is yes, no or empty, not {text!r}")
+    return _TRISTATE[text]
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text else None
 
 
 def _check_record(source: Path, where: str, record: ClipRecord, name: str) -> None:
@@ -232,6 +258,12 @@ def _check_record(source: Path, where: str, record: ClipRecord, name: str) -> No
         f"size {record.width}x{record.height} must be positive": min(record.width, record.height)
         < 1,
         f"fps {record.fps} must be a number, 0 for unknown": not 0 <= record.fps < float("inf"),
+        f"bytes is {record.num_bytes}, must be positive or empty": record.num_bytes is not None
+        and record.num_bytes < 1,
+        f"digest {record.digest!r} must be ends:HEX, sha256:HEX or empty": bool(record.digest)
+        and not _DIGEST.fullmatch(record.digest),
+        f"damaged is {record.damaged}, must be a number of frames or empty": (record.damaged or 0)
+        < 0,
         f"splits are {'|'.join(SPLITS[:-1])} or empty, not {sorted(unknown)}": bool(unknown),
     }
     for reason, wrong in problems.items():

@@ -33,6 +33,9 @@ def make(num_classes: int = 3, groups: int = 6, clips: int = 4, root: Path = Pat
             height=240,
             splits=("test" if group >= groups - 2 else "train", "train"),
             decord_ok=[True, False, None][clip % 3],
+            num_bytes=[None, 4000][clip % 2],
+            digest=["", "ends:" + 32 * "a", "sha256:" + 64 * "0"][clip % 3],
+            damaged=[None, 0, 7][clip % 3],
         )
         for label in range(num_classes)
         for group in range(groups)
@@ -46,9 +49,22 @@ def test_what_is_written_is_read(tmp_path) -> None:
     path = manifest.write(tmp_path)
     assert path == tmp_path / "manifest.csv"
     header = path.read_text().splitlines()[0]
-    assert header == "path,label,class,group,frames,fps,width,height,decord_ok,split_1,split_2"
+    columns = "path,label,class,group,frames,fps,width,height,decord_ok,bytes,digest,damaged"
+    assert header == f"{columns},split_1,split_2"
     assert read_manifest(path) == read_manifest(tmp_path) == manifest
     assert manifest.num_folds == 2
+
+
+def test_older_manifests_lack_some_columns(tmp_path) -> None:
+    columns = "path,label,class,group,frames,fps,width,height,decord_ok"
+    row = "a.avi,0,A,g1,50,25.0,320,240,yes"
+    path = tmp_path / "manifest.csv"
+    path.write_text(f"{columns},split_1,split_2\n{row},train,test\n")
+    old = read_manifest(path).records[0]
+    assert (old.num_bytes, old.digest, old.damaged) == (None, "", None)
+    assert old.splits == ("train", "test")
+    path.write_text(f"{columns},damaged,split_1,split_2\n{row},3,train,test\n")
+    assert read_manifest(path).records == (replace(old, damaged=3),)
 
 
 @given(path=names, group=st.one_of(st.just(""), names), class_name=names)
@@ -122,6 +138,23 @@ def test_bad_rows_are_named(tmp_path, row, reason, with_root) -> None:
     with pytest.raises(DataError, match=shifted) as caught:
         read_manifest(tmp_path)
     assert caught.value.path == str(tmp_path / "manifest.csv")
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ("0,,", "row 2: bytes is 0"),
+        ("many,,", "row 2: .*'many'"),
+        ("9,beef,", "row 2: digest 'beef' must be ends:HEX"),
+        ("9,,-1", "row 2: damaged is -1"),
+    ],
+)
+def test_bad_facts_of_a_file_are_named(tmp_path, facts, reason) -> None:
+    columns = "path,label,class,group,frames,fps,width,height,decord_ok,bytes,digest,damaged"
+    row = f"a.avi,0,A,g1,50,25.0,320,240,yes,{facts},train"
+    (tmp_path / "manifest.csv").write_text(f"{columns},split_1\n{row}\n")
+    with pytest.raises(DataError, match=reason):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
