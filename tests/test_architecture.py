@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ndavid"
 
 # What may be imported by every room: leaves that import nothing of ours but the errors.
-COMMON = {"errors", "collectives", "checkpoint_files"}
+COMMON = {"errors", "collectives", "checkpoint_files", "progress"}
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
+    "progress": set(),
     "checkpoint_files": {"errors"},
     "config": {"errors"},
     "nda": {"errors"},

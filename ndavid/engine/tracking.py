@@ -25,14 +25,13 @@ from tqdm import tqdm
 
 from ndavid.config import nearest
 from ndavid.errors import ConfigError
+from ndavid.progress import SECONDS_BETWEEN_LINES
 
 METRICS_FILE = "metrics.jsonl"
 NOT_METRICS = ("step", "epoch", "time")
 ALWAYS_ON = ("jsonl", "tensorboard")
 # Measured now and then; the progress line shows the newest.
 SHOWN_VALIDATION = ("val/knn_top1", "val/top1")
-# Without a terminal, a line now and then instead of a bar.
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def other_trackers(names: Sequence[str]) -> list[str]:

@@ -64,6 +64,7 @@ from ndavid.evaluation.provenance import trace_images, training_run
 from ndavid.evaluation.report import Picture, write_outputs
 from ndavid.models.release import LoadedGan, load_gan
 from ndavid.models.spectral_norm import shared_spectral_norm
+from ndavid.progress import Progress
 
 SCORES_FILE = "scores.safetensors"
 
@@ -262,14 +263,15 @@ def compare(
     test = scored["test"]
     bootstrap = Bootstrap(test.scores, resamples, draws)
     found = {}
-    for name, column in scored.items():
-        if name == "test":
-            continue
-        copies_of = None
-        if column.copies:
-            # Of an image that could not be read there is no copy either.
-            copies_of = torch.searchsorted(test.indices, column.indices)
-        found[name] = bootstrap.compare(column.scores, copies_of)
+    columns = {name: column for name, column in scored.items() if name != "test"}
+    with Progress(len(columns), "intervals", unit="column", silent=rank() != 0) as progress:
+        for name, column in columns.items():
+            copies_of = None
+            if column.copies:
+                # Of an image that could not be read there is no copy either.
+                copies_of = torch.searchsorted(test.indices, column.indices)
+            found[name] = bootstrap.compare(column.scores, copies_of)
+            progress.advance()
     return found
 
 

@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ndavid.collectives import rank, world_size
 from ndavid.data.video import collate
@@ -30,6 +29,7 @@ from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accur
 from ndavid.evaluation.outcomes import Outcome, outcomes_of
 from ndavid.evaluation.protocol import Result
 from ndavid.methods.classification import ClassificationMethod
+from ndavid.progress import Progress
 
 BadItem = tuple[str, str]
 OnBad = Literal["raise", "skip"]
@@ -87,7 +87,7 @@ def per_item(
         views_per_batch: How many views a call, at most.
         views_per_item: How many views an item has, about: decides how many items are read at once.
         num_workers: Loader processes.
-        description: What the progress bar says.
+        description: What the progress says.
         in_runs: Each loading process of each rank reads neighbouring items, as shards want it.
 
     Returns:
@@ -160,15 +160,15 @@ def _score(
     bad: list[BadItem] = []
     with (
         torch.inference_mode(),
-        tqdm(total=total, desc=description, disable=rank() != 0 or None) as bar,
+        Progress(total, description, unit="item", silent=rank() != 0) as progress,
     ):
         for batch in loader:
             if batch["bad"] and on_bad == "raise":
                 path, reason = batch["bad"][0]
                 raise DataError(path, f"cannot be evaluated: {reason}")
             bad += batch["bad"]
-            bar.update(len(batch["index"]) + len(batch["bad"]))
             if not len(batch["index"]):
+                progress.advance(len(batch["bad"]))
                 continue
             views = batch["video"] if "video" in batch else batch["image"].unsqueeze(1)
             parts = [
@@ -178,6 +178,7 @@ def _score(
             values.append(torch.cat(parts).unflatten(0, views.shape[:2]))
             labels.append(batch["label"])
             indices.append(batch["index"])
+            progress.advance(len(batch["index"]) + len(batch["bad"]))
     if not values:
         return PerItem(torch.empty(0), torch.empty(0), torch.empty(0), tuple(bad))
     return PerItem(torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad))

@@ -28,7 +28,9 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
+from ndavid.collectives import rank
 from ndavid.evaluation.intervals import Metric
+from ndavid.progress import Progress
 
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 MAX_DETECTIONS = 100
@@ -302,11 +304,13 @@ def bootstrap(
     """
     count = matched.num_images
     drawn: dict[str, list[float]] = {name: [] for name in values}
-    for _ in range(draws):
-        picks = torch.randint(count, (count,), generator=generator)
-        weights = torch.bincount(picks, minlength=count).numpy()
-        for name, value in matched.ap(weights).items():
-            drawn[name].append(value)
+    with Progress(draws, "intervals", unit="resample", silent=rank() != 0) as progress:
+        for _ in range(draws):
+            picks = torch.randint(count, (count,), generator=generator)
+            weights = torch.bincount(picks, minlength=count).numpy()
+            for name, value in matched.ap(weights).items():
+                drawn[name].append(value)
+            progress.advance()
     metrics = {}
     for name, value in values.items():
         least, most = np.percentile(drawn[name], [2.5, 97.5])

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from ndavid.collectives import rank, world_size
 from ndavid.data.detection import (
@@ -27,6 +26,7 @@ from ndavid.evaluation.detection_ap import ImageResult
 from ndavid.evaluation.detection_figure import detections_figure
 from ndavid.evaluation.report import Picture
 from ndavid.methods.detection import DetectionMethod
+from ndavid.progress import Progress
 
 Found = dict[str, torch.Tensor]
 
@@ -84,12 +84,17 @@ def _detect_mine(
         generator=torch.Generator(),
     )
     found: dict[int, Found] = {}
-    with torch.inference_mode():
-        for batch in tqdm(loader, desc="detecting", unit="batch", disable=rank() != 0 or None):
+    share = len(range(rank(), len(dataset), world_size()))
+    with (
+        torch.inference_mode(),
+        Progress(share, "detecting", unit="image", silent=rank() != 0) as progress,
+    ):
+        for batch in loader:
             indices, sizes = batch["index"].tolist(), batch["size"].tolist()
             outputs = method.detect(to_device(batch, device))
             for index, size, output in zip(indices, sizes, outputs, strict=True):
                 found[index] = _original(output, dataset.images.images[index], size)
+            progress.advance(len(indices))
     return found
 
 

@@ -30,6 +30,7 @@ from ndavid.evaluation.gan_sheets import tiled, to_pixels
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.models.gan import Gan
 from ndavid.models.spectral_norm import shared_spectral_norm
+from ndavid.progress import Progress
 
 Compute = Callable[[Tensor], Tensor]
 """uint8 images (B, 3, S, S) on the device -> (B, D)."""
@@ -98,11 +99,17 @@ class GanSamples:
     def _computed(self, compute: Compute) -> Iterator[tuple[int, Tensor]]:
         """This rank's batches by their index."""
         batches = math.ceil(self.count / self.batch_size)
-        with torch.inference_mode(), shared_spectral_norm(self.gan.generator):
-            for index in range(rank(), batches, world_size()):
+        mine = range(rank(), batches, world_size())
+        with (
+            torch.inference_mode(),
+            shared_spectral_norm(self.gan.generator),
+            Progress(len(mine), "generating", unit="batch", silent=rank() != 0) as progress,
+        ):
+            for index in mine:
                 part = compute(self.batch(index)).float().cpu()
                 if not part.isfinite().all():
                     raise TrainingError("the generator's images have features that are not finite")
+                progress.advance()
                 yield index, part
 
 

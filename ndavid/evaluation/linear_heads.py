@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ndavid.collectives import rank
 from ndavid.engine.rng import generator
 from ndavid.errors import ConfigError
+from ndavid.progress import Progress
 
 Scaling = Literal["standard", "l2", "none"]
 
@@ -159,16 +161,19 @@ def train_heads(
     rate = torch.tensor(list(rates), device=device)[:, None]
     steps = config.epochs * math.ceil(len(inputs) / config.batch_size)
     step = 0
-    for epoch in range(config.epochs):
-        order = torch.randperm(len(inputs), generator=generator(seed, "heads order", epoch))
-        for rows in order.to(device).split(config.batch_size):
-            gradients = _gradients(inputs[rows], targets[rows], weight, bias)
-            gradients[0].add_(weight, alpha=config.weight_decay)
-            now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
-            for moved, gradient, parameter in zip(velocity, gradients, (weight, bias), strict=True):
-                moved.mul_(config.momentum).add_(gradient)
-                parameter.sub_(now.view(-1, *[1] * (moved.ndim - 1)) * moved)
-            step += 1
+    with Progress(config.epochs, "heads", unit="epoch", silent=rank() != 0) as progress:
+        for epoch in range(config.epochs):
+            order = torch.randperm(len(inputs), generator=generator(seed, "heads order", epoch))
+            for rows in order.to(device).split(config.batch_size):
+                gradients = _gradients(inputs[rows], targets[rows], weight, bias)
+                gradients[0].add_(weight, alpha=config.weight_decay)
+                now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
+                pairs = zip(velocity, gradients, (weight, bias), strict=True)
+                for moved, gradient, parameter in pairs:
+                    moved.mul_(config.momentum).add_(gradient)
+                    parameter.sub_(now.view(-1, *[1] * (moved.ndim - 1)) * moved)
+                step += 1
+            progress.advance()
     return Heads(tuple(rates), weight, bias, scaler)
 
 

@@ -20,9 +20,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
+from ndavid.collectives import rank
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import PerItem
 from ndavid.evaluation.features import Features
+from ndavid.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -133,9 +135,12 @@ def sweep_weight_decay(
         )
     fitting, validation = train.subset(~held), train.subset(held)
     losses = {}
-    for decay in sorted(config.weight_decays):
-        probe, _ = fit_probe(fitting, decay, config, per_view=per_view)
-        losses[decay] = log_loss(predict(probe, validation, num_classes, per_view=per_view))
+    decays = sorted(config.weight_decays)
+    with Progress(len(decays), "weight decays", unit="fit", silent=rank() != 0) as progress:
+        for decay in decays:
+            probe, _ = fit_probe(fitting, decay, config, per_view=per_view)
+            losses[decay] = log_loss(predict(probe, validation, num_classes, per_view=per_view))
+            progress.advance()
     return losses
 
 
