@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,7 +34,7 @@ class Progress:
         self.unit = unit
         self.done = 0
         self._started = self._last_line = time.monotonic()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._lines = not silent and not sys.stderr.isatty()
         if not silent and not self._lines:
             self._bar = tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True)
