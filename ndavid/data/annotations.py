@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ndavid.data.names import check_name, check_text
 from ndavid.data.source_groups import kinetics_group, source_group
 from ndavid.errors import DataError
 
@@ -111,6 +112,7 @@ def _read_class_index(path: Path) -> dict[str, int]:
             raise DataError(path, f"{where}: expected 'number class', got {line!r}")
         if int(number) != len(classes) + 1:
             raise DataError(path, f"{where}: class number {number}, expected {len(classes) + 1}")
+        check_text(path, where, "class name", name.strip())
         if name.strip() in classes:
             raise DataError(path, f"{where}: class {name.strip()!r} is listed twice")
         classes[name.strip()] = len(classes)
@@ -125,7 +127,7 @@ def _read_ucf101_list(path: Path, side: str, classes: dict[str, int], fold: dict
         match = re.fullmatch(r"(?P<clip>.+?\.\w+)(?:\s+(?P<number>\d+))?", line)
         if match is None or "/" not in match["clip"]:
             raise DataError(path, f"{where}: expected 'Class/clip.avi [number]', got {line!r}")
-        clip, number = match["clip"], match["number"]
+        clip, number = check_name(path, where, match["clip"]), match["number"]
         name = PurePosixPath(clip).parent.name
         if name not in classes:
             raise DataError(path, f"{where}: class {name!r} of {clip} is not in classInd.txt")
@@ -160,9 +162,9 @@ def parse_hmdb51(folder: str | os.PathLike[str]) -> Annotations:
         DataError: a file that is missing or a line that is not sound, with its number.
     """
     home = _find_home(Path(folder), "*_test_split1.txt")
-    pattern = re.compile(r"(?P<name>.+)_test_split(?P<number>\d+)\.txt")
+    pattern = re.compile(r"(?P<name>.+)_test_split(?P<number>\d+)\.txt", re.DOTALL)
     found = [match for path in home.iterdir() if (match := pattern.fullmatch(path.name))]
-    classes = sorted({match["name"] for match in found})
+    classes = sorted({check_text(home, match[0], "class name", match["name"]) for match in found})
     numbers = sorted({int(match["number"]) for match in found})
     folds = []
     for number in numbers:
@@ -179,7 +181,7 @@ def _read_hmdb51_list(path: Path, name: str, label: int, fold: dict[str, Entry])
         clip, _, code = line.rpartition(" ")
         if not clip or code not in HMDB51_CODES:
             raise DataError(path, f"{where}: expected 'clip.avi 0|1|2', got {line!r}")
-        key = f"{name}/{clip.strip()}"
+        key = f"{name}/{check_name(path, where, clip.strip())}"
         if key in fold:
             raise DataError(path, f"{where}: {clip.strip()} is listed twice")
         fold[key] = Entry(label, HMDB51_CODES[code])
@@ -228,23 +230,25 @@ def _kinetics_rows(path: Path) -> Iterator[tuple[str, str, str]]:
                 split = row.get("split") or path.stem.split("_")[-1]
                 if split not in KINETICS_SPLITS:
                     raise DataError(path, f"{where}: split {split!r} is not train, val or test")
-                yield (
-                    _kinetics_name(path, where, row),
-                    row.get("label") or "",
-                    KINETICS_SPLITS[split],
-                )
-    except (OSError, UnicodeDecodeError) as error:
+                label = row.get("label") or ""
+                if label:
+                    check_text(path, where, "class name", label)
+                yield _kinetics_name(path, where, row), label, KINETICS_SPLITS[split]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, f"cannot read the csv ({error})") from error
 
 
 def _kinetics_name(path: Path, where: str, row: Mapping[str, str]) -> str:
     try:
         start, end = round(float(row["time_start"])), round(float(row["time_end"]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(path, f"{where}: time_start and time_end must be numbers") from error
     if not row["youtube_id"]:
         raise DataError(path, f"{where}: youtube_id is empty")
-    return f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
+    name = check_name(path, where, f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4")
+    if "/" in name or "\\" in name:
+        raise DataError(path, f"{where}: youtube_id {row['youtube_id']!r} holds a slash")
+    return name
 
 
 # --- files ----------------------------------------------------------------------------------------

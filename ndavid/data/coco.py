@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ndavid.data.detection import BoxedImage, DetectionSet, boxed_image
+from ndavid.data.names import check_name, check_text
 from ndavid.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -46,7 +47,10 @@ def read_coco(root: str | os.PathLike[str], part: str) -> DetectionSet:
         raise DataError(path, f"annotates the image {next(iter(by_image))}, which it does not list")
     if not images or not labels:
         raise DataError(path, "lists no image or no category")
-    names = tuple(str(entry["name"]) for entry in categories)
+    names = tuple(
+        check_text(path, f"category {entry['id']}", "class name", str(entry["name"]))
+        for entry in categories
+    )
     return DetectionSet(root, part, names, tuple(images), num_empty)
 
 
@@ -113,7 +117,8 @@ def _image(
         if box is not None:
             crowd = bool(annotation.get("iscrowd", 0))
             objects.append((box, labels[annotation["category_id"]], False, crowd))
-    image = boxed_image(f"{part}/{entry['file_name']}", size, objects)
+    name = check_name(path, f"image {entry['id']}", str(entry["file_name"]))
+    image = boxed_image(f"{part}/{name}", size, objects)
     return image, len(annotations) - len(objects)
 
 

@@ -165,6 +165,9 @@ def _whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that becomes `path` if the block ends well, else vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # The encoder follows links: a planted one would have it write elsewhere.
+    partial.unlink(missing_ok=True)
+    partial.touch(exist_ok=False)
     try:
         yield partial
         os.replace(partial, path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ndavid.errors import DataError
 
@@ -15,6 +16,9 @@ class Journal:
     """Results by key, kept in a JSONL file that is only ever appended to.
 
     A line cut short by a kill or a full disk is dropped on reading. A key's last result counts.
+
+    Raises:
+        DataError: the file cannot be opened for writing, or is a link.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -22,7 +26,7 @@ class Journal:
         self._results: dict[str, dict[str, Any]] = {}
         ends_cleanly = self._read()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self.path.open("a", encoding="utf-8")
+        self._stream = self._open()
         if not ends_cleanly:
             self._stream.write("\n")
 
@@ -55,6 +59,17 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._results)
+
+    def _open(self) -> TextIO:
+        # A link in its place would have every line appended to a file outside the folder.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            handle = os.open(self.path, flags, 0o644)
+        except OSError as error:
+            is_link = error.errno == errno.ELOOP
+            reason = "it is a link; remove it" if is_link else error.strerror
+            raise DataError(self.path, f"cannot write the journal: {reason}") from error
+        return os.fdopen(handle, "a", encoding="utf-8")
 
     def _read(self) -> bool:
         """Loads what is there; False if the file ends in the middle of a line."""

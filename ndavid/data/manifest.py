@@ -19,12 +19,13 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ndavid.data.names import check_name, check_text
 from ndavid.errors import ConfigError, DataError
 
 COLUMNS = ("path", "label", "class", "group", "frames", "fps", "width", "height", "decord_ok")
@@ -121,21 +122,39 @@ class Manifest:
         return kept, validation
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the CSV, and `classes.txt` beside it, so that a reader never meets half a file."""
+        """Writes the CSV, and `classes.txt` beside it, so that a reader never meets half a file.
+
+        Raises:
+            DataError: a name that could not be read again (see `ndavid.data.names`).
+        """
         target = Path(path)
         if target.is_dir():
             target = target / "manifest.csv"
+        self._check_names(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(target.parent / "classes.txt", "".join(f"{c}\n" for c in self.classes))
         with _atomic_text(target) as stream:
-            root = os.path.relpath(self.root.resolve(), target.parent.resolve())
+            root = self._root_from(target)
             if root != ".":
-                stream.write(f"{_ROOT_MARK} {Path(root).as_posix()}\n")
+                stream.write(f"{_ROOT_MARK} {root}\n")
             writer = csv.writer(stream, lineterminator="\n")
             splits = (f"split_{k + 1}" for k in range(self.num_folds))
             writer.writerow([*COLUMNS, *OPTIONAL_COLUMNS, *splits])
             writer.writerows(self._row(record) for record in self.records)
         return target
+
+    def _root_from(self, target: Path) -> str:
+        root = os.path.relpath(self.root.resolve(), target.parent.resolve())
+        return Path(root).as_posix()
+
+    def _check_names(self, target: Path) -> None:
+        check_text(target, "", "root of the videos", self._root_from(target))
+        for name in self.classes:
+            check_text(target, "", "class name", name)
+        for record in self.records:
+            check_name(target, "", record.path)
+            if record.group:
+                check_text(target, record.path, "group", record.group)
 
     def _class_name(self, label: int) -> str:
         return self.classes[label] if label >= 0 else "(unlabelled)"
@@ -166,12 +185,12 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise DataError(source, f"no readable manifest ({error})") from error
     root, first_line, table = _split_off_root(source, text)
     rows = csv.reader(io.StringIO(table, newline=""))
-    header = next(rows, None)
+    header = next(_readable(source, rows), None)
     columns = _check_header(source, header)
     records: list[ClipRecord] = []
     names: dict[int, str] = {}
     seen: set[str] = set()
-    for row in rows:
+    for row in _readable(source, rows):
         where = f"row {rows.line_num + first_line}"
         record, name = _parse_row(source, where, row, columns)
         if record.path in seen:
@@ -186,12 +205,23 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     return Manifest(root, _class_names(source, names), tuple(records))
 
 
+def _readable(source: Path, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The rows of a CSV, whose own errors become the manifest's."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DataError(source, f"no readable manifest ({error})") from error
+
+
 def _split_off_root(source: Path, text: str) -> tuple[Path, int, str]:
     """(where the videos are, lines taken off, the CSV's text)."""
     if not text.startswith(_ROOT_MARK):
         return source.parent, 0, text
     comment, _, table = text.partition("\n")
-    return source.parent / comment[len(_ROOT_MARK) :].strip(), 1, table
+    root = comment[len(_ROOT_MARK) :].strip()
+    if root:
+        check_text(source, "line 1", "root of the videos", root)
+    return source.parent / root, 1, table
 
 
 def _check_header(source: Path, header: list[str] | None) -> list[str]:
@@ -269,13 +299,18 @@ def _check_record(source: Path, where: str, record: ClipRecord, name: str) -> No
     for reason, wrong in problems.items():
         if wrong:
             raise DataError(source, f"{where}: {reason}")
+    check_name(source, where, record.path)
+    if record.label >= 0:
+        check_text(source, where, "class name", name)
+    if record.group:
+        check_text(source, where, "group", record.group)
 
 
 def _class_names(source: Path, names: dict[int, str]) -> tuple[str, ...]:
     """Class names in label order, from classes.txt or, without one, from the rows."""
     listed = source.parent / "classes.txt"
     if listed.exists():
-        classes = tuple(line for line in listed.read_text(encoding="utf-8").split("\n") if line)
+        classes = _listed_classes(listed)
     else:
         classes = tuple(names.get(k, f"class_{k}") for k in range(max(names, default=-1) + 1))
     for label, name in sorted(names.items()):
@@ -283,6 +318,18 @@ def _class_names(source: Path, names: dict[int, str]) -> tuple[str, ...]:
             expected = classes[label] if label < len(classes) else "nothing"
             raise DataError(source, f"label {label} is {name!r}, but classes.txt has {expected!r}")
     return classes
+
+
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"no readable class names ({error})") from error
+    return tuple(
+        check_text(path, f"line {number}", "class name", line)
+        for number, line in enumerate(lines, start=1)
+        if line
+    )
 
 
 def _group_key(record: ClipRecord) -> str:

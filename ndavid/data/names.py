@@ -1,7 +1,8 @@
 """Names that come out of data files: lists, manifests, annotations, indices and archives.
 
 Whoever wrote such a file may not choose what is read, overwritten or started outside the folder it
-speaks of. So each name is checked once, where it is read, by `check_name`.
+speaks of. So each name is checked once, where it is read: of a file by `check_name`, of a class or
+a source by `check_text`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def fault_of_name(name: str) -> str | None:
     """
     if not name.strip():
         return "a name is empty"
-    if any(unicodedata.category(letter) in _REFUSED for letter in name):
+    if _is_unprintable(name):
         return f"the name {name!r} holds a control character"
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(name).drive:
+    windows = PureWindowsPath(name)
+    # "1:23.mp4" is a plain name but on Windows, where it means a file of the drive "1:".
+    if path.is_absolute() or windows.is_absolute() or (windows.drive and os.name == "nt"):
         return f"the name {name!r} is absolute: only names inside the folder are read"
     if ".." in path.parts:
         return f"the name {name!r} leaves its folder"
@@ -45,3 +48,21 @@ def check_name(origin: str | os.PathLike[str], where: str, name: str) -> str:
     if fault is not None:
         raise DataError(origin, f"{where}: {fault}" if where else fault)
     return name
+
+
+def check_text(origin: str | os.PathLike[str], where: str, what: str, text: str) -> str:
+    """Return `text`, a name that is never part of a path (`what`: "class name"), once it is safe.
+
+    Raises:
+        DataError: it is empty, or holds a control character or a byte that is no text.
+    """
+    place = f"{where}: " if where else ""
+    if not text.strip():
+        raise DataError(origin, f"{place}a {what} is empty")
+    if _is_unprintable(text):
+        raise DataError(origin, f"{place}the {what} {text!r} holds a control character")
+    return text
+
+
+def _is_unprintable(name: str) -> bool:
+    return any(unicodedata.category(letter) in _REFUSED for letter in name)

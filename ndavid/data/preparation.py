@@ -103,6 +103,7 @@ def prepare(
     _check_any_match(annotations, matches, videos)
     _make_folder(output)
     tasks = _tasks(matches, videos, output, settings)
+    _check_targets(tasks, videos, output)
     with Journal(output / JOURNAL) as journal:
         todo = [task for task in tasks if not _is_done(task, journal.get(task.clip))]
         _work_off(todo, journal, num_workers, done=len(tasks) - len(todo), progress=progress)
@@ -273,11 +274,28 @@ def _check_any_match(annotations: Annotations, matches: Matches, videos: Path) -
         raise DataError(videos, f"none of the {count} listed clips is here (such as {example})")
 
 
+def _check_targets(tasks: Sequence[_Task], videos: Path, output: Path) -> None:
+    """Nothing is written outside `output` or over a source, whatever lists and links say."""
+    targets = {task.target for task in tasks if task.target is not None}
+    for folder in sorted({os.path.dirname(target) for target in targets}):
+        place = os.path.realpath(folder)
+        if not Path(place).is_relative_to(output.resolve()):
+            reason = f"leads out of {output}, to {place}: nothing is written there; remove the link"
+            raise DataError(folder, reason)
+    sources = {os.path.realpath(task.source) for task in tasks} if targets else set()
+    for target in sorted(targets):
+        where = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
+        if where in sources:
+            reason = f"is a video of {videos}, and would be overwritten; give another --output"
+            raise DataError(target, reason)
+
+
 def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         # What a killed run left half written.
-        for leftover in (output / CLIPS).rglob(".*.partial.mp4"):
+        clips = output / CLIPS
+        for leftover in () if clips.is_symlink() else clips.rglob(".*.partial.mp4"):
             leftover.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(output, f"cannot write there: {error.strerror}") from error
@@ -364,7 +382,9 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.unlink(missing_ok=True)
+        with partial.open("x", encoding="utf-8") as stream:  # never through a planted link
+            stream.write(text)
         os.replace(partial, path)
     except OSError as error:
         raise DataError(path, f"cannot write it: {error.strerror}") from error

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from ndavid.data.detection import BoxedImage, DetectionSet, boxed_image
+from ndavid.data.names import check_name, check_text
 from ndavid.errors import DataError
 
 VOC_CLASSES = (
@@ -69,6 +70,8 @@ def _classes(root: Path) -> tuple[str, ...]:
     names = tuple(line.strip() for line in _text(path).splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
         raise DataError(path, "must name each class once, one a line")
+    for name in names:
+        check_text(path, "", "class name", name)
     return names
 
 
@@ -79,7 +82,7 @@ def _stems(path: Path) -> list[str]:
         fields = line.split()
         if len(fields) > 1:
             raise DataError(path, f"line {number} holds more than an image's name")
-        stems += fields
+        stems += [check_name(path, f"line {number}", field) for field in fields]
     if not stems:
         raise DataError(path, "names no image")
     if len(set(stems)) != len(stems):

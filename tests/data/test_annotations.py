@@ -298,6 +298,69 @@ def test_a_stem_in_two_folders_is_not_guessed():
     assert matches.missing == ("c/1.avi",) and len(matches.unlisted) == 2
 
 
+# --- hostile lists --------------------------------------------------------------------------------
+
+HOSTILE = [
+    "../../x/{}",
+    "/etc/{}",
+    "a/../../{}",
+    "\x1b[2J{}",
+    "..\\..\\{}",
+    "C:\\x\\{}",
+    "a\x07/{}",
+]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_ucf101_name_that_leaves_its_folder_is_named(tmp_path: Path, pattern: str, side: str):
+    write_ucf101(tmp_path)
+    path = tmp_path / f"{side}list02.txt"
+    number = len(path.read_text().splitlines()) + 1
+    name = pattern.format("YoYo/v.avi")
+    path.write_text(f"{path.read_text()}\n{name} 3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{path.name}: line {number}: the name ") as caught:
+        parse_ucf101(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_a_hmdb51_name_that_leaves_its_folder_is_named(tmp_path: Path, pattern: str):
+    path = write_hmdb51(tmp_path) / "wave_test_split2.txt"
+    path.write_text(f"{path.read_text()}{pattern.format('v.avi')} 1\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"wave_test_split2\.txt: line 8: the name "):
+        parse_hmdb51(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", [*HOSTILE, "a/{}", "a\\{}"])
+def test_a_kinetics_id_that_is_a_path_is_named(tmp_path: Path, pattern: str):
+    path = tmp_path / "train.csv"
+    path.write_text(f"{HEADER}wave,abc,1,11,train\nwave,{pattern.format('id')},1,11,train\n")
+    with pytest.raises(DataError, match=r"train\.csv: line 3: (the name|youtube_id)"):
+        parse_kinetics(tmp_path)
+
+
+@pytest.mark.parametrize("times", ["inf,2", "1,-inf", "nan,2"])
+def test_kinetics_times_without_end_are_named(tmp_path: Path, times: str):
+    (tmp_path / "train.csv").write_text(f"{HEADER}wave,abc,{times},train\n")
+    with pytest.raises(DataError, match="line 2: time_start and time_end must be numbers"):
+        parse_kinetics(tmp_path)
+
+
+def test_a_class_name_that_commands_a_terminal_is_named(tmp_path: Path):
+    lists = write_ucf101(tmp_path / "ucf101")
+    text = (lists / "classInd.txt").read_text()
+    (lists / "classInd.txt").write_text(text.replace("YoYo", "Yo\x1bYo"))
+    with pytest.raises(DataError, match=r"classInd\.txt: line 3: the class name"):
+        parse_ucf101(lists)
+    (write_hmdb51(tmp_path / "hmdb51") / "w\nx_test_split1.txt").touch()
+    with pytest.raises(DataError, match="the class name"):
+        parse_hmdb51(tmp_path / "hmdb51")
+    (tmp_path / "train.csv").write_text(f"{HEADER}wa\x1bve,abc,1,11,train\n")
+    with pytest.raises(DataError, match=r"train\.csv: line 2: the class name"):
+        parse_kinetics(tmp_path)
+
+
 # --- the real lists -------------------------------------------------------------------------------
 
 

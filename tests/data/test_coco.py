@@ -102,6 +102,20 @@ def test_a_broken_file_names_its_entry(tmp_path: Path, content: Any, reason: str
     assert caught.value.path == str(path)
 
 
+@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a\x1b[2J.jpg", "a\n.jpg", ""])
+def test_no_file_name_leaves_the_images_folder(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, changed("images", 0, file_name=name))
+    with pytest.raises(DataError, match=r"image 7: (the|a) name ") as caught:
+        read_coco(tmp_path, "val2017")
+    assert caught.value.path == str(path) and str(caught.value).isprintable()
+
+
+def test_no_category_commands_a_terminal(tmp_path: Path) -> None:
+    write(tmp_path, changed("categories", 1, name="per\x1bson"))
+    with pytest.raises(DataError, match="category 1: the class name"):
+        read_coco(tmp_path, "val2017")
+
+
 def test_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"instances_train2017\.json: cannot read: No such file"):
         read_coco(tmp_path, "train2017")

@@ -126,6 +126,11 @@ GOOD = "a.avi,0,A,g1,50,25.0,320,240,yes,train"
         ("b.avi,-2,,g1,50,25.0,320,240,yes,train", "row 3: label -2 is below -1"),
         ("/b.avi,0,A,g1,50,25.0,320,240,yes,train", "row 3: path '/b.avi' must be relative"),
         (",0,A,g1,50,25.0,320,240,yes,train", "row 3: no path"),
+        ("../../b.avi,0,A,g1,50,25.0,320,240,yes,train", "row 3: .*leaves its folder"),
+        ("C:/b.avi,0,A,g1,50,25.0,320,240,yes,train", "row 3: .*is absolute"),
+        ("\x1bb.avi,0,A,g1,50,25.0,320,240,yes,train", "row 3: .*control character"),
+        ("b.avi,1,B\x1b,g1,50,25.0,320,240,yes,train", "row 3: the class name .*control"),
+        ("b.avi,0,A,g\x1b,50,25.0,320,240,yes,train", "row 3: the group .*control"),
         ("a.avi,0,A,g1,50,25.0,320,240,yes,test", "row 3: a.avi is listed twice"),
     ],
 )
@@ -154,6 +159,44 @@ def test_bad_facts_of_a_file_are_named(tmp_path, facts, reason) -> None:
     row = f"a.avi,0,A,g1,50,25.0,320,240,yes,{facts},train"
     (tmp_path / "manifest.csv").write_text(f"{columns},split_1\n{row}\n")
     with pytest.raises(DataError, match=reason):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"path": "two\nlines.avi"}, "control character"),
+        ({"path": "../up.avi"}, "leaves its folder"),
+        ({"path": "bytes\udcff.avi"}, "control character"),
+        ({"group": "g\r1"}, "the group .*control character"),
+    ],
+)
+def test_no_manifest_is_written_that_cannot_be_read(tmp_path, change, reason) -> None:
+    manifest = make(root=tmp_path)
+    path = manifest.write(tmp_path)
+    before = path.read_text()
+    odd = replace(manifest.records[0], **change)
+    with pytest.raises(DataError, match=reason):
+        replace(manifest, records=(odd, *manifest.records[1:])).write(tmp_path)
+    with pytest.raises(DataError, match="class name"):
+        replace(manifest, classes=("Class\n0", *manifest.classes[1:])).write(tmp_path)
+    with pytest.raises(DataError, match="root of the videos"):
+        replace(manifest, root=tmp_path / "two\nlines").write(tmp_path)
+    assert path.read_text() == before and read_manifest(tmp_path) == manifest
+
+
+def test_names_beside_the_rows_are_checked(tmp_path) -> None:
+    path = make(root=tmp_path).write(tmp_path)
+    text = path.read_text()
+    path.write_text(f"# root: ../v\x1b[2J\n{text}")
+    with pytest.raises(DataError, match="line 1: the root of the videos"):
+        read_manifest(tmp_path)
+    path.write_text(text)
+    (tmp_path / "classes.txt").write_text("Class 0\nClass 1\nClass 2\nx\x1b\n")
+    with pytest.raises(DataError, match=r"classes\.txt: line 4: the class name"):
+        read_manifest(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"classes\.txt: no readable class names"):
         read_manifest(tmp_path)
 
 

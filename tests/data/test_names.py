@@ -38,7 +38,8 @@ def test_a_name_that_leaves_its_folder_or_commands_a_terminal_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["A/clip.avi", "Höhle/ünï 1.avi", "a..b/c...avi", "日本/動画.mp4", "v (1) [x].avi"]
+    "name",
+    ["A/clip.avi", "Höhle/ü 1.avi", "a..b/c...avi", "日本/動画.mp4", "1:23.avi", "v (1) [x]"],
 )
 def test_a_plain_name_is_used_as_it_is(name):
     assert check_name("list.txt", "line 3", name) == name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ndavid.data.annotations import parse_ucf101
+from ndavid.data.annotations import Annotations, Entry, parse_ucf101
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.manifest import read_manifest
@@ -193,6 +193,78 @@ def test_an_output_that_cannot_be_written_stops_the_run(videos: Path, tmp_path: 
     (tmp_path / "out").write_text("a file stands here")
     with pytest.raises(DataError, match="out"):
         run(videos, tmp_path / "out")
+
+
+# --- what a list or a planted link could have overwritten ---------------------------------------
+
+
+def test_a_list_that_climbs_cannot_overwrite_a_file_outside(videos: Path, tmp_path: Path):
+    # As found: a copy lies where the list points, and the target would climb out of the output.
+    victim = tmp_path / "x" / "Recede" / "v.mp4"
+    victim.parent.mkdir(parents=True)
+    victim.write_bytes(b"precious")
+    shutil.copy(next(videos.glob("Recede/*.mp4")), videos / "Recede" / "v.mp4")
+    label = parse_ucf101(videos).classes.index("Recede") + 1
+    with (videos / "trainlist01.txt").open("a") as stream:
+        stream.write(f"../../x/Recede/v.mp4 {label}\n")
+    with pytest.raises(DataError, match=r"trainlist01\.txt: line 11: .*leaves its folder"):
+        run(videos, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    # Whoever calls prepare with lists of their own making meets the same wall.
+    entry = {"../../x/Recede/v.mp4": Entry(0, "train")}
+    climbing = Annotations(("Recede",), (entry,), lambda path: "")
+    with pytest.raises(DataError, match="leads out of"):
+        prepare(
+            climbing,
+            videos,
+            tmp_path / "out",
+            settings=PrepareSettings(short_side=16),
+            num_workers=0,
+            progress=False,
+        )
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("place", ["clips", "clips/Recede"])
+def test_a_planted_link_leads_nothing_outside(videos: Path, tmp_path: Path, place: str):
+    outside, link = tmp_path / "outside", tmp_path / "out" / place
+    outside.mkdir()
+    (outside / ".mine.partial.mp4").write_bytes(b"precious")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(DataError, match=r"leads out of .*remove the link"):
+        run(videos, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    assert [path.name for path in outside.rglob("*")] == [".mine.partial.mp4"]
+
+
+def test_a_planted_file_link_is_replaced_or_refused(videos: Path, tmp_path: Path):
+    victim, output = tmp_path / "victim", tmp_path / "out"
+    victim.write_bytes(b"precious")
+    name = next(videos.glob("Recede/*.mp4")).name
+    (output / "clips" / "Recede").mkdir(parents=True)
+    (output / "clips" / "Recede" / name).symlink_to(victim)
+    stem = Path(name).stem
+    (output / "clips" / "Recede" / f".{stem}.{os.getpid()}.partial.mp4").symlink_to(victim)
+    for report in ("manifest.csv", "classes.txt", "bad_files.csv", "prepare.json"):
+        (output / report).symlink_to(victim)
+        (output / f".{report}.{os.getpid()}.partial").symlink_to(victim)
+    run(videos, output, settings=PrepareSettings(short_side=16))
+    assert victim.read_bytes() == b"precious"
+    assert len(read_manifest(output).records) == 20
+    (output / "journal.jsonl").unlink()
+    (output / "journal.jsonl").symlink_to(victim)
+    with pytest.raises(DataError, match=r"journal\.jsonl: .*it is a link; remove it"):
+        run(videos, output)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_no_video_is_overwritten_by_its_own_copy(videos: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    home = tmp_path / "out" / "clips"
+    shutil.copytree(videos, home)
+    before = {path: path.read_bytes() for path in home.glob("*/*.mp4")}
+    with pytest.raises(DataError, match="would be overwritten; give another --output"):
+        run(home, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    assert {path: path.read_bytes() for path in home.glob("*/*.mp4")} == before
 
 
 # --- verification ---------------------------------------------------------------------------------

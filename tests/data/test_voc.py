@@ -106,6 +106,21 @@ def test_a_broken_annotation_names_its_file_and_the_reason(
     assert caught.value.path == str(tmp_path / "Annotations" / "bad.xml")
 
 
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a\x1b[2J", "a/../../x"])
+def test_no_name_of_a_list_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    write_set(tmp_path, {"good": WHOLE}, listed=f"good\n{name}\n")
+    with pytest.raises(DataError, match=r"trainval\.txt: line 2: the name ") as caught:
+        read_voc(tmp_path, "trainval")
+    assert str(caught.value).isprintable()
+
+
+def test_no_class_commands_a_terminal(tmp_path: Path) -> None:
+    write_set(tmp_path, {"a": WHOLE})
+    (tmp_path / "classes.txt").write_text("person\nc\x1bar\n")
+    with pytest.raises(DataError, match=r"classes\.txt: the class name"):
+        read_voc(tmp_path, "trainval")
+
+
 BOMB = """<?xml version="1.0"{encoding}?>
 <!DOCTYPE lolz [<!ENTITY a "car"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <annotation><object><name>&b;</name></object></annotation>
