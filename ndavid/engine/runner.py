@@ -113,7 +113,8 @@ class RunConfig:
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, kept in checkpoints; 0 keeps none"""
     ema_start_step: int = 0
-    """optimizer steps before which the average is a copy of the weights"""
+    """the optimizer step, counted from 1, from which on the average decays; after each step before
+    it, the average is a copy of the weights"""
     trackers: list[str] = field(default_factory=list)
     """accelerate trackers beside JSONL and TensorBoard, such as wandb"""
     deterministic: bool = False
@@ -156,6 +157,10 @@ class Pause:
 
 
 Hook = Callable[[Pause], dict[str, float]]
+
+# Runs whose checkpoints do not say when the average starts began it that many steps too late, and
+# go on so.
+_LATE = 2
 
 
 @dataclass(frozen=True)
@@ -282,11 +287,10 @@ class _Loop:
         if run.channels_last:
             to_channels_last(method)
         self.averaged = _averaged(method)
+        self.ema_start = run.ema_start_step
         self.ema = None
         if run.ema_decay:
-            self.ema = ModelEmaV3(
-                self.averaged, decay=run.ema_decay, update_after_step=run.ema_start_step
-            )
+            self.ema = ModelEmaV3(self.averaged, decay=run.ema_decay)
         optimizers = build_optimizers(method, self.optim, param_groups)
         if run.compile:
             for target in _compile_targets(method):
@@ -378,6 +382,7 @@ class _Loop:
             if self.ema is not None:
                 average = self.averaged.state_dict() if loaded.ema is None else loaded.ema
                 self.ema.module.load_state_dict(average)
+                self.ema_start = state.get("ema_start", self.run.ema_start_step + _LATE)
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.bad_clips.restore(state["bad_clips"])
@@ -468,7 +473,9 @@ class _Loop:
         turns = self._take_turns(step, group)
         done = step + 1
         if self.ema is not None:
-            self.ema.update(self.averaged, step=done)
+            # timm's own update_after_step is two steps late.
+            update = self.ema.set if done < self.ema_start else self.ema.update
+            update(self.averaged)
         norm = total_norm(turns)
         # With a gradient scaler an infinite norm is an overflow, which skips the step.
         checked = None if self.accelerator.scaler is not None else norm
@@ -646,6 +653,7 @@ class _Loop:
             "scaler": None if scaler is None else scaler.state_dict(),
             "bad_clips": self.bad_clips.state(),
             "total_steps": self.total_steps,
+            "ema_start": self.ema_start,
             "data_digest": self.data_digest,
             **self._data_order(),
         }

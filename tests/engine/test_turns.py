@@ -167,16 +167,43 @@ def test_both_optimizers_and_the_average_resume_to_the_same_bits(tmp_path: Path)
     assert all(torch.equal(whole.ema[name], cut.ema[name]) for name in whole.ema)
 
 
-def test_the_average_is_a_copy_until_it_starts(tmp_path: Path) -> None:
-    seen: dict[int, bool] = {}
+def averages(output: Path, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights and their average before training and after each step of a run."""
+    method = make()
+    weights = [method.down.weight.detach().clone()]
+    average = [weights[0]]
 
     def hook(pause: Pause) -> dict[str, float]:
         assert pause.ema is not None and isinstance(pause.method, Duel)
-        seen[pause.step] = torch.equal(pause.ema.weight, pause.method.down.weight)
+        weights.append(pause.method.down.weight.detach().clone())
+        average.append(pause.ema.weight.detach().clone())
         return {}
 
-    run(make(), tmp_path, EverySteps(1, hook), ema_decay=0.9, ema_start_step=3, max_steps=6)
-    assert seen == {1: True, 2: True, 3: True, 4: True, 5: False, 6: False}
+    run(method, output, EverySteps(1, hook), ema_decay=0.75, **options)
+    return weights, average
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 4])
+def test_the_average_decays_from_the_very_step_that_is_named(tmp_path: Path, start: int) -> None:
+    weights, average = averages(tmp_path, ema_start_step=start, max_steps=6)
+    wanted = weights[0]
+    for step in range(1, 7):
+        decay = 0.75 if step >= start else 0.0
+        wanted = decay * wanted + (1 - decay) * weights[step]
+        torch.testing.assert_close(average[step], wanted, msg=f"step {step}")
+        assert torch.equal(average[step], weights[step]) == (step < start), f"step {step}"
+
+
+def test_a_run_of_before_goes_on_with_the_start_it_had(tmp_path: Path) -> None:
+    """Checkpoints that do not say when the average starts are of runs that began it two late."""
+    averages(tmp_path, ema_start_step=3, max_steps=2)
+    saved = checkpoint.load(tmp_path)
+    del saved.state["ema_start"]
+    checkpoint.save(tmp_path, 2, model=saved.model, ema=saved.ema, state=saved.state)
+    weights, average = averages(tmp_path, ema_start_step=3, max_steps=6)
+    copied = [torch.equal(a, w) for a, w in zip(average, weights, strict=True)]
+    assert copied == [True, True, True, False, False]  # before, and after steps 3, 4, 5 and 6
+    assert checkpoint.load(tmp_path).state["ema_start"] == 5
 
 
 def test_a_hook_is_called_every_so_many_steps_and_logged(
