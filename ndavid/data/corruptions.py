@@ -16,13 +16,13 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from ndavid.data.image_reading import read_image_bytes
 from ndavid.errors import ConfigError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -113,8 +113,7 @@ def _jpeg(image: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     stream = io.BytesIO()
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     picture.save(stream, format="JPEG", quality=int(quality))
-    with Image.open(stream) as decoded:
-        return torch.from_numpy(np.array(decoded)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(read_image_bytes(stream.getvalue())).permute(2, 0, 1).contiguous()
 
 
 def _pixelate(image: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -218,11 +218,18 @@ class DetectionDataset(Dataset[dict[str, Any]]):
 def read_image(root: str | os.PathLike[str], annotated: BoxedImage) -> Tensor:
     """The pixels, uint8 RGB (3, H, W); raises DataError for what is no image of the annotated size.
 
-    An image of another size than its annotation says would have its boxes in wrong places.
+    An image of another size than its annotation says would have its boxes in wrong places. Where
+    EXIF turns an image on its side, the annotated size tells which picture the boxes were drawn on:
+    the upright one, as annotation tools show it, or the one that is stored. Where the size fits
+    both (square images, half turns, mirrors) it is the upright one.
     """
     path = Path(root) / annotated.path
-    pixels = decode_image(read_bytes(path), str(path))
-    if tuple(pixels.shape[1:]) != (annotated.height, annotated.width):
+    content, size = read_bytes(path), (annotated.height, annotated.width)
+    pixels = decode_image(content, str(path))
+    if tuple(pixels.shape[1:]) == size[::-1]:
+        stored = decode_image(content, str(path), upright=False)
+        pixels = stored if tuple(stored.shape[1:]) == size else pixels
+    if tuple(pixels.shape[1:]) != size:
         raise DataError(
             path,
             f"is {pixels.shape[2]}x{pixels.shape[1]} pixels, but its annotation says "

@@ -7,7 +7,6 @@ that subsets can be drawn without reading pixels.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ndavid.data.image_reading import BadImage, read_image_bytes
 from ndavid.errors import DataError
-
-# What PIL raises on bad files, and on files of more pixels than it trusts.
-_PIL_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 # Images hashed at a time: a transposed set (STL-10) is copied only so far.
 _HASHED_TOGETHER = 1024
@@ -214,23 +210,19 @@ class EncodedImages:
         return f"{self.origin}[{index}]"
 
 
-def decode_image(content: Tensor, name: str) -> Tensor:
+def decode_image(content: Tensor, name: str, *, upright: bool = True) -> Tensor:
     """Decodes a file's bytes, uint8 (bytes,), to uint8 RGB (3, H, W), through PIL.
 
     torchvision's decoder takes a third of the time on images of 32 pixels, but has been announced
-    to go (deprecated in 0.29).
+    to go (deprecated in 0.29). `upright`: see `read_image_bytes`.
 
     Raises:
         DataError: not an image, or one that is damaged or cut short; names `name`.
     """
-    if content.numel() == 0:
-        raise DataError(name, "the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(content.numpy().tobytes())) as image:
-            pixels = np.array(image.convert("RGB"))
-    except _PIL_ERRORS as error:
-        reason = str(error).split(" <_io.")[0]  # an address in memory tells nobody anything
-        raise DataError(name, f"cannot be read as an image: {reason}") from error
+        pixels = read_image_bytes(content.numpy().tobytes(), upright=upright)
+    except BadImage as error:
+        raise DataError(name, str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ndavid.data.decoding.base import VideoInfo, checked_indices
+from ndavid.data.image_reading import IMAGE_SUFFIXES, BadImage, read_image_bytes
 from ndavid.errors import DecodeError
 
 BACKEND = "frames"
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
 class FrameFolderReader:
     """Reads a folder of images as a video, ordered by the numbers in the file names.
 
     Args:
-        path: the folder. Other files in it are left alone.
+        path: the folder. Other files and hidden ones in it are left alone; images that are not
+            one sequence by their names (`img_*` beside `flow_x_*`) are refused.
         fps: frames per second, which a folder cannot tell; 0 for unknown.
     """
 
@@ -68,9 +68,11 @@ class FrameFolderReader:
     def _picture(self, index: int) -> np.ndarray:
         file = self._files[index]
         try:
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL raises all of them on bad files
+            return read_image_bytes(file.read_bytes())
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise DecodeError(self.path, BACKEND, f"{file.name}: {reason}") from error
+        except BadImage as error:
             raise DecodeError(self.path, BACKEND, f"{file.name}: {error}") from error
 
 
@@ -100,13 +102,49 @@ def _image_files(path: str) -> list[Path]:
     if not folder.is_dir():
         reason = "is no folder of images" if folder.exists() else "no such folder"
         raise DecodeError(path, BACKEND, reason)
-    files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    ]
     if not files:
         raise DecodeError(path, BACKEND, "there is no image in the folder")
+    _check_one_sequence(path, files)
     return sorted(files, key=_natural_order)
+
+
+def _check_one_sequence(path: str, files: Sequence[Path]) -> None:
+    """Refuses a folder of several kinds of names: as one video they would be shown mixed."""
+    kinds: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        kinds[re.sub(r"\d+", "#", file.name.lower())].append(file)
+    if len(kinds) > 1:
+        shown = sorted(
+            (min(found, key=_natural_order).name, len(found)) for found in kinds.values()
+        )
+        names = ", ".join(f"{count} like {name}" for name, count in shown[:4])
+        more = f" and {len(shown) - 4} more kinds" if len(shown) > 4 else ""
+        raise DecodeError(
+            path,
+            BACKEND,
+            f"holds images of {len(kinds)} kinds of names ({names}{more}), which are not one "
+            "video: move each kind into a folder of its own",
+        )
+    # In one kind (cam1_0007) some number must tell each frame from all others.
+    numbers = zip(*(re.findall(r"\d+", file.name) for file in files), strict=True)
+    if len(files) > 1 and not any(
+        len({int(n) for n in column}) == len(files) for column in numbers
+    ):
+        first, second = sorted(files, key=_natural_order)[:2]
+        raise DecodeError(
+            path,
+            BACKEND,
+            f"no number in the names of its {len(files)} images (such as {first.name} and "
+            f"{second.name}) is that of the frame: move each video into a folder of its own",
+        )
 
 
 def _natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
     """Orders frame_2 before frame_10; the plain name settles ties such as 01 and 1."""
     parts = re.split(r"(\d+)", file.name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], file.name
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], file.name
