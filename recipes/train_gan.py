@@ -53,12 +53,12 @@ def open_data(config: TrainGanConfig) -> ImageDataset:
     """The training images, their short side resized and the centre cut out."""
     source = open_images(config.data)
     classes, wanted = len(source.classes), config.model.num_classes
-    if wanted and wanted != classes:
+    if wanted > 1 and wanted != classes:
         raise ConfigError(
             f"model.num_classes is {wanted}, but {config.data.root} has {classes} classes; "
             f"set model.num_classes to {classes}"
         )
-    if wanted and bool((source.labels < 0).any()):
+    if wanted > 1 and bool((source.labels < 0).any()):
         raise ConfigError(f"{config.data.root} has images without a label; set model.num_classes 0")
     size = config.model.image_size
     return ImageDataset(source, image_eval_transform(size, resize=size), on_error="next")

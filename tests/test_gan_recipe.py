@@ -172,6 +172,21 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not output.exists()
 
 
+def test_one_class_holds_all_images_of_a_set_with_classes_and_of_one_without(
+    class_tree: Path, own_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, root, options in (("tree", class_tree, CONDITIONAL), ("own", own_images, FOLDER)):
+        output = tmp_path / name
+        arguments = [*options, f"--data.root={root}", f"--run.output={output}"]
+        arguments += ["--model.num_classes=1", "--model.init=original", "--run.max_steps=3"]
+        monkeypatch.setattr("sys.argv", ["train_gan.py", *arguments])
+        load_script(RECIPE).main()
+        loaded = load_gan(output)
+        assert loaded.gan.discriminator.embed.weight.shape[0] == 1
+        with Image.open(output / "samples" / "samples_step_0000003.png") as sheet:
+            assert sheet.size == (133, 100)  # as many rows as an unconditional one has
+
+
 def test_labels_have_to_be_those_of_the_model(
     class_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

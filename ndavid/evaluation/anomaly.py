@@ -369,7 +369,7 @@ def _shares(scored: Mapping[str, _Scored]) -> dict[str, dict[str, float]]:
 
 def _score_in_words(config: AnomalyConfig, loaded: LoadedGan) -> str:
     number = loaded.gan.config.num_classes
-    if not number:
+    if number <= 1:
         return "score -D(x), pixels in [-1, 1]"
     over = "the largest" if config.over_labels == "max" else "the mean"
     return f"score -D(x, y), {over} D over all {number} classes y; pixels in [-1, 1]"

@@ -94,21 +94,19 @@ def settled(generator_net: Generator) -> Generator:
 @torch.no_grad()
 def sample_sheet(net: Generator, config: SheetsConfig, *, seed: int) -> Tensor:
     """Samples of fixed latents, uint8 (3, H, W); of a conditional GAN one class a row."""
-    rows = min(config.rows, net.num_classes or config.rows)
+    rows, labels = _rows(net, config)
     latents = _latents(net, rows * config.columns, seed, "sheet")
-    labels = torch.arange(rows).repeat_interleave(config.columns) if net.num_classes else None
     return tiled(_generate(net, latents, labels), config.columns)
 
 
 @torch.no_grad()
 def interpolation_sheet(net: Generator, config: SheetsConfig, *, seed: int) -> Tensor:
     """Along great circles between pairs of latents, one pair a row; uint8 (3, H, W)."""
-    rows = min(config.rows, net.num_classes or config.rows)
+    rows, labels = _rows(net, config)
     start = _latents(net, rows, seed, "interpolation start")
     end = _latents(net, rows, seed, "interpolation end")
     steps = torch.linspace(0, 1, config.columns)
     latents = rearrange(great_circle(start, end, steps), "row step dim -> (row step) dim")
-    labels = torch.arange(rows).repeat_interleave(config.columns) if net.num_classes else None
     return tiled(_generate(net, latents, labels), config.columns)
 
 
@@ -158,6 +156,15 @@ def write_sheet(sheet: Tensor, path: Path) -> None:
     """Writes uint8 (3, H, W) as PNG, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rearrange(sheet, "c h w -> h w c").numpy()).save(path)
+
+
+def _rows(net: Generator, config: SheetsConfig) -> tuple[int, Tensor | None]:
+    """How many rows a sheet has, and the labels of its images, (rows * columns,)."""
+    if net.num_classes <= 1:
+        one_class = torch.zeros(config.rows * config.columns, dtype=torch.long)
+        return config.rows, one_class if net.num_classes else None
+    rows = min(config.rows, net.num_classes)
+    return rows, torch.arange(rows).repeat_interleave(config.columns)
 
 
 def _latents(net: Generator, count: int, seed: int, purpose: str) -> Tensor:

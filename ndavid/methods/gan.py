@@ -53,8 +53,8 @@ class GanMethod(nn.Module):
     """The two networks, their objective, and what the discriminator is shown.
 
     A step reads ``batches_per_step`` batches with ``image``, uint8 or float in [0, 1],
-    (B, 3, S, S), and, for a conditional GAN, ``label`` (B,). `deal` makes turns of them; `forward`
-    takes one batch of one turn.
+    (B, 3, S, S), and, for a GAN of several classes, ``label`` (B,). `deal` makes turns of them;
+    `forward` takes one batch of one turn.
 
     Args:
         model: the networks.
@@ -170,7 +170,7 @@ class GanMethod(nn.Module):
         return [
             {
                 "image": batch["image"],
-                "label": None if labels is None else batch["label"],
+                "label": self._labels_of(batch),
                 "fake": fake,
                 "fake_label": fake_label,
                 "first": position == 0,
@@ -179,6 +179,14 @@ class GanMethod(nn.Module):
                 zip(batches, fakes, of_fakes, strict=True)
             )
         ]
+
+    def _labels_of(self, batch: Batch) -> Tensor | None:
+        """The real images' labels; of one class are all images, whatever the set's labels say."""
+        number = self.gan.config.num_classes
+        if number == 1:
+            images = batch["image"]
+            return torch.zeros(len(images), dtype=torch.long, device=images.device)
+        return batch["label"] if number else None
 
     # Turns
 

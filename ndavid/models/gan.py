@@ -19,7 +19,10 @@ _SIZES = {"biggan": biggan.SIZES, "sngan": sngan.SIZES}
 
 @dataclass(kw_only=True)
 class GanConfig:
-    """Both networks of a GAN; the defaults are those of NDA's CIFAR-10 runs, without classes.
+    """Both networks of a GAN; the defaults are those of NDA's CIFAR-10 runs, but for two.
+
+    The original starts its networks otherwise (``init: original``), and its unconditional runs are
+    class-conditional ones of a single class (``num_classes: 1``).
 
     Raises ConfigError on numbers out of range and on what the architecture does not have.
     """
@@ -29,7 +32,8 @@ class GanConfig:
     image_size: int = 32
     """height and width in pixels"""
     num_classes: int = 0
-    """0: unconditional; else class-conditional batch norm and a projection discriminator"""
+    """0: unconditional; else class-conditional batch norm and a projection discriminator. 1:
+    unconditional as in the original's code: with both, for one class, that of all images"""
     latent_dim: int = 128
     """size of what the generator makes an image of"""
     generator_channels: int = 64
@@ -46,7 +50,8 @@ class GanConfig:
     """whether the generator is spectrally normalised too; null: as in the architecture's paper
     (biggan is, sngan is not)"""
     init: Init = "normal"
-    """of weights: normal (deviation 0.02), orthogonal or xavier"""
+    """of weights: normal (deviation 0.02), orthogonal or xavier, with biases at zero; original:
+    normal, class gains and biases too, and other biases as torch draws them"""
 
     def __post_init__(self) -> None:
         self._check_architecture()

@@ -19,7 +19,11 @@ from ndavid.models.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
 from ndavid.models.gan_blocks import DiscriminatorBlock, GeneratorBlock
 from ndavid.models.spectral_norm import spectral_norm
 
-Init = Literal["normal", "orthogonal", "xavier"]
+Init = Literal["normal", "orthogonal", "xavier", "original"]
+"""How weights start. The first three: biases at zero, and all classes of batch norm alike.
+``original``: as in the code of BigGAN-PyTorch and NDA, where only weights are drawn anew: normal,
+deviation 0.02, also around a gain of 1 and a bias of 0 for each class; other biases as torch has
+them."""
 
 
 class Generator(nn.Module):
@@ -229,30 +233,28 @@ def _attention(
 
 
 def initialise(network: nn.Module, init: Init) -> None:
-    """Draws all weights anew, from the default generator; biases start at zero.
-
-    A class's own gains and biases in batch norm stay as they are: all classes start alike.
-    """
+    """Draws all weights anew, from the default generator; see ``Init`` for biases and classes."""
+    original = init == "original"
     norms = [child for child in network.modules() if isinstance(child, ClassBatchNorm)]
     own = {id(layer) for norm in norms for layer in (norm.gain, norm.bias)}
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             _draw(layer.weight, init)
-            if layer.bias is not None:
+            if layer.bias is not None and not original:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.Embedding) and id(layer) not in own:
+        elif isinstance(layer, nn.Embedding) and (original or id(layer) not in own):
             _draw(layer.weight, init)
 
 
 def _draw(weight: Tensor, init: Init) -> None:
-    if init == "normal":
+    if init in ("normal", "original"):
         nn.init.normal_(weight, std=0.02)
     elif init == "orthogonal":
         nn.init.orthogonal_(weight)
     elif init == "xavier":
         nn.init.xavier_uniform_(weight)
     else:
-        raise ValueError(f"init is normal, orthogonal or xavier, not {init!r}")
+        raise ValueError(f"init is normal, orthogonal, xavier or original, not {init!r}")
 
 
 def normalise_spectrally(network: nn.Module) -> None:

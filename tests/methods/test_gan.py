@@ -345,6 +345,18 @@ def test_labels_go_with_the_image_they_belong_to(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(labels[0], torch.cat([own[0]["fake_label"], real, real]))
 
 
+def test_all_images_are_of_the_one_class_whatever_their_labels() -> None:
+    method = make({"spec": "jigsaw"}, num_classes=1)
+    labels: list[Tensor] = []
+    method.gan.discriminator.register_forward_hook(
+        lambda module, inputs, output: labels.append(inputs[1])
+    )
+    for given in (batches(classes=7), [{"image": b["image"]} for b in batches()]):
+        backward(method, deal(method, given)[0][1])
+    assert len(labels) == 2 and all(torch.equal(y, torch.zeros(12).long()) for y in labels)
+    assert method.gan.discriminator.embed.parametrizations.weight.original.grad.abs().sum() > 0
+
+
 def test_labels_of_no_class_and_images_of_another_size_are_named() -> None:
     method = make(num_classes=3)
     unlabelled = [{**b, "label": torch.full((4,), -1)} for b in batches()]

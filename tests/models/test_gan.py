@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
 from ndavid.models.attention import SelfAttention
+from ndavid.models.conditional_batchnorm import ClassBatchNorm
 from ndavid.models.gan import Gan, GanConfig
 from ndavid.models.spectral_norm import (
     frozen_power_iteration,
@@ -38,6 +39,7 @@ CONFIGS: list[dict[str, Any]] = [
         "generator_channels": 4,
         "discriminator_channels": 4,
     },
+    {"image_size": 32, "num_classes": 1, "init": "original"},
 ]
 
 
@@ -179,6 +181,39 @@ def test_labels_change_what_both_networks_say() -> None:
     difference = gan.discriminator(images, zeros) - gan.discriminator(images, ones)
     embed, features = gan.discriminator.embed.weight, gan.discriminator.features(images)
     torch.testing.assert_close(difference, features @ (embed[0] - embed[1]), atol=1e-5, rtol=1e-4)
+
+
+def test_the_originals_init_draws_classes_too_and_leaves_torchs_biases() -> None:
+    gan = small(num_classes=200, init="original", generator_channels=16)
+    norms = [m for m in gan.generator.modules() if isinstance(m, ClassBatchNorm)]
+    assert len(norms) == 6
+    for norm in norms:  # a gain is stored as what it has above 1
+        for drawn in (norm.gain.weight, norm.bias.weight):
+            assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+            assert abs(drawn.mean().item()) < 2e-3
+    for layer in gan.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight = layer.parametrizations.weight.original
+            bound = weight[0].numel() ** -0.5
+            assert 0 < layer.bias.abs().max() <= bound
+            if weight.numel() > 1000:
+                assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(gan.generator.bn.weight, torch.ones(64))
+    plain = small(num_classes=3)
+    assert not any(m.bias.any() for m in plain.modules() if isinstance(m, nn.Conv2d))
+    assert not any(m.gain.weight.any() for m in plain.modules() if isinstance(m, ClassBatchNorm))
+
+
+@torch.no_grad()
+def test_one_class_is_a_unit_vector_beside_the_discriminators_last_layer() -> None:
+    gan = small(num_classes=1, init="original").eval()
+    _, images, labels = inputs(gan)
+    assert labels is not None and not labels.any()
+    features, row = gan.discriminator.features(images), gan.discriminator.embed.weight
+    assert row.shape == (1, gan.discriminator.feature_dim)
+    assert row.norm().item() == pytest.approx(1, abs=1e-4)
+    wanted = gan.discriminator.linear(features)[:, 0] + features @ row[0]
+    torch.testing.assert_close(gan.discriminator(images, labels), wanted)
 
 
 def test_each_part_of_a_hierarchical_latent_is_heard() -> None:

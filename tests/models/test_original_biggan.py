@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndavid.errors import CheckpointError
+from ndavid.models.gan import Gan, GanConfig
 from ndavid.models.original_biggan import load_biggan_release
 from ndavid.models.state_files import write_state_dict
 
@@ -150,6 +152,21 @@ def test_discriminator_agrees_with_the_naive_one(classes: int) -> None:
     network = load_biggan_release({"state_dict": state}, "discriminator")
     for _ in range(2):
         torch.testing.assert_close(network(x, y).double(), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["generator", "discriminator"])
+def test_the_networks_of_one_class_are_those_that_the_released_weights_fit(
+    which: Literal["generator", "discriminator"],
+) -> None:
+    state = generator_state(1) if which == "generator" else discriminator_state(1)
+    released = load_biggan_release(state, which)
+    size = {"generator_channels": CHANNELS // 4, "discriminator_channels": CHANNELS // 4}
+    gan = Gan(GanConfig(num_classes=1, latent_dim=LATENT, init="original", **size))
+    ours = getattr(gan, which)
+    shapes = [{n: p.shape for n, p in net.named_parameters()} for net in (released, ours)]
+    assert shapes[0] == shapes[1]
+    if which == "discriminator":
+        assert shapes[1]["embed.parametrizations.weight.original"] == (1, CHANNELS)
 
 
 @torch.no_grad()
