@@ -142,9 +142,10 @@ def newest_sheets(output: Path) -> list[Picture]:
     ]
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8, by rounding."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_pixels(images: Tensor, *, floored: bool = False) -> Tensor:
+    """Images in [-1, 1] to uint8, by rounding, or to the number below."""
+    values = (images.float().clamp(-1, 1) + 1) * 127.5
+    return (values.floor() if floored else values.round()).to(torch.uint8)
 
 
 def tiled(images: Tensor, columns: int) -> Tensor:

@@ -7,7 +7,8 @@
     precision, recall   shares of generated images near real ones, and the reverse, in each space.
 
 A number moves by several points with the number of images, the reference split, the resizer and
-the weights (averaged or not; last, or the best of many): a Result carries all of them. The
+the weights (averaged or not; last, or the best of many), with batch norm's statistics and the way
+to uint8: a Result carries all of them. The
 checkpoint is the last one, or the best of those kept, chosen by other samples against the *train*
 split.
 """
@@ -66,6 +67,7 @@ from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import training_run
 from ndavid.evaluation.report import Picture, write_outputs
 from ndavid.evaluation.settings import feature_folder
+from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.release import LoadedGan, Weights, load_gan
 
 _SPLITS_OF_IS = 10
@@ -89,6 +91,11 @@ class GenerationConfig:
     """the split of reference that chooses; not the one that is measured, unless that is train"""
     choose_samples: int = 5000
     """images of each side to choose by"""
+    statistics: Literal["running", "batch"] = "running"
+    """what the generator's batch norm uses: its running statistics (eval mode), or those of each
+    batch of samples (train mode, as published FIDs; batch_size 64 there)"""
+    pixels: Literal["rounded", "floored"] = "rounded"
+    """how samples become uint8: the nearest number, or the one below (as published FIDs)"""
     generated: ImageDataConfig = field(default_factory=ImageDataConfig)
     """generated images in files (source flat, folder or packed), where there is no checkpoint"""
     num_samples: int = 10000
@@ -177,6 +184,7 @@ class _Generated:
     selection: str
     notes: list[str]
     details: dict[str, Any]
+    card: dict[str, str] = field(default_factory=dict)
 
 
 class _Evaluation:
@@ -201,7 +209,7 @@ class _Evaluation:
             columns = slice(start, start + space.dim + space.logits)
             found, more = _measure(space, made.features[:, columns], real[:, columns], config)
             metrics |= found
-            details["spaces"].append(space.card() | more)
+            details["spaces"].append(space.card() | more | made.card)
             start = columns.stop
         protocol = describe_images(
             config.views, config.reference, self.reference, split=config.reference.split
@@ -243,6 +251,8 @@ class _Evaluation:
         samples = self._samples(loaded, config.num_samples, "samples")
         kind = "averaged weights (EMA)" if loaded.ema else "weights as trained, not averaged"
         notes = [f"Samples of {checkpoint}, step {loaded.step}, {kind}."]
+        card = self._card()
+        notes.append(f"Batch norm by {card['batch norm']}; pixels {card['pixels']}.")
         notes += self._notes_on_training(config.checkpoint, loaded.gan.config.image_size)
         return _Generated(
             features=samples.features(self.compute),
@@ -251,7 +261,18 @@ class _Evaluation:
             selection=f"{chosen_by}: step {loaded.step}, {kind}",
             notes=notes,
             details={"step": loaded.step, "ema": loaded.ema, "choice": table},
+            card=card,
         )
+
+    def _card(self) -> dict[str, str]:
+        """How samples are made, in words: the same weights have other distances otherwise."""
+        config = self.config
+        by_batch = f"statistics of each batch of {config.batch_size} samples (train mode)"
+        running = config.statistics == "running"
+        return {
+            "batch norm": "running statistics (eval mode)" if running else by_batch,
+            "pixels": f"{config.pixels} to uint8",
+        }
 
     def _from_files(self) -> _Generated:
         config = self.config
@@ -297,6 +318,9 @@ class _Evaluation:
         gan = loaded.gan
         gan.generator = gan.generator.to(self.device)
         config = self.config
+        if config.statistics == "batch":
+            # Not by train mode: ranks would wait for each other, and running statistics move.
+            drop_running_stats(gan.generator)
         return GanSamples(
             gan=gan,
             count=count,
@@ -305,6 +329,7 @@ class _Evaluation:
             views=config.views,
             batch_size=config.batch_size,
             device=self.device,
+            floored=config.pixels == "floored",
         )
 
     def _notes_on_training(self, checkpoint: str, made_at: int) -> list[str]:

@@ -1,8 +1,9 @@
 """Images to measure: drawn from a generator batch by batch, or read from files.
 
 A batch of latents has a generator of its own, so that samples depend neither on the number of ranks
-nor on how many are drawn: 10,000 samples of a seed begin with its 5,000. The images are rounded to
-uint8, as they would be in files. Batch norm uses its running statistics.
+nor on how many are drawn: 10,000 samples of a seed begin with its 5,000. The images are rounded
+to uint8, as they would be in files, or floored. Batch norm uses its running statistics; a generator
+that has none uses those of each batch on its rank, as the generators of the published FIDs did.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.features import load_per_item, save_per_item
 from ndavid.evaluation.gan_sheets import tiled, to_pixels
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
+from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.gan import Gan
 from ndavid.models.spectral_norm import shared_spectral_norm
 from ndavid.progress import Progress
@@ -51,6 +53,7 @@ class GanSamples:
         views: The size that images are brought to.
         batch_size: Images at a time; other sizes are other samples.
         device: Where they are drawn.
+        floored: Whether a pixel becomes the number below it, and not the nearest one.
     """
 
     gan: Gan
@@ -60,6 +63,7 @@ class GanSamples:
     views: ImageViewsConfig
     batch_size: int
     device: torch.device
+    floored: bool = False
 
     def batch(self, index: int) -> Tensor:
         """Returns the images of one batch, uint8 (B, 3, S, S) on the device."""
@@ -69,14 +73,14 @@ class GanSamples:
         latents = torch.randn(self.batch_size, net.latent_dim, generator=drawn)
         start = index * self.batch_size
         size = min(self.batch_size, self.count - start)
-        labels = torch.arange(start, start + size) % net.num_classes if net.num_classes else None
-        images = to_pixels(
-            net(
-                latents[:size].to(self.device),
-                None if labels is None else labels.to(self.device),
-            )
+        # Where the batch's statistics count, it must be made whole, too.
+        made = size if has_running_stats(net) else self.batch_size
+        labels = torch.arange(start, start + made) % net.num_classes if net.num_classes else None
+        images = net(
+            latents[:made].to(self.device), None if labels is None else labels.to(self.device)
         )
-        return image_eval_transform(self.views.size, resize=self.views.resize)(images)
+        pixels = to_pixels(images[:size], floored=self.floored)
+        return image_eval_transform(self.views.size, resize=self.views.resize)(pixels)
 
     def features(self, compute: Compute) -> Tensor:
         """Returns what ``compute`` makes of all images, float32 (count, D) on the CPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -17,17 +18,21 @@ import yaml
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from ndavid.config import from_yaml
 from ndavid.data.images import ImageDataConfig, ImageDataset, open_images
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
+from ndavid.engine.rng import generator
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
+from ndavid.evaluation.gan_sheets import to_pixels
 from ndavid.evaluation.generation import GenerationConfig, _inception_score, run
 from ndavid.evaluation.generation_features import classifier_space, inception_space
 from ndavid.evaluation.generation_samples import GanSamples, at_most
 from ndavid.evaluation.image_views import ImageViewsConfig
 from ndavid.evaluation.protocol import load_result
 from ndavid.methods.gan import GanMethod
+from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.classifier import EncoderClassifier
 from ndavid.models.encoders import build_encoder
 from ndavid.models.gan import Gan, GanConfig
@@ -245,6 +250,64 @@ def test_classes_take_turns_across_batches() -> None:
     drawn.gan.generator.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1].tolist()))
     drawn.features(flat)
     assert seen == [index % 3 for index in range(20)]
+
+
+@torch.no_grad()
+def test_batch_statistics_are_those_of_train_mode_and_of_whole_batches() -> None:
+    drawn = samples(11)
+    twin = copy.deepcopy(drawn.gan.generator).train()
+    drop_running_stats(drawn.gan.generator)
+    found = drawn.features(flat)
+    for start, norms in ((0, slice(0, 8)), (8, slice(8, 11))):
+        latents = torch.randn(8, 8, generator=generator(1, "samples", start // 8))
+        made = twin(latents, torch.arange(start, start + 8) % 3)
+        wanted = flat(to_pixels(made))[: norms.stop - norms.start]
+        torch.testing.assert_close(found[norms], wanted, atol=1.0, rtol=0)
+    assert (found - samples(11).features(flat)).abs().mean() > 1, "not the running ones"
+    more = dataclasses.replace(drawn, count=20).features(flat)
+    torch.testing.assert_close(more[:11], found, atol=0, rtol=0)
+
+
+def test_pixels_are_floored_or_rounded() -> None:
+    images = torch.tensor([-1.0, -0.999, 0.0, 0.9999, 1.0])
+    assert to_pixels(images).tolist() == [0, 0, 128, 255, 255]
+    assert to_pixels(images, floored=True).tolist() == [0, 0, 127, 254, 255]
+    low, near = (samples(8, floored=floored).features(flat) for floored in (True, False))
+    assert set((near - low).unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_card_and_the_notes_say_how_samples_were_made(
+    coloured_images: Path, gan_run: Path, classifier: Path, tmp_path: Path
+) -> None:
+    asked = config(
+        coloured_images, tmp_path / "eval", checkpoint=str(gan_run), classifier=str(classifier)
+    )
+    as_published = dataclasses.replace(
+        asked, output=str(tmp_path / "train"), statistics="batch", pixels="floored"
+    )
+    plain, published = run(asked), run(as_published)
+    assert plain.metrics != published.metrics and plain.checkpoint == published.checkpoint
+    for result, norm, pixels in (
+        (plain, "running statistics (eval mode)", "rounded to uint8"),
+        (published, "statistics of each batch of 16 samples (train mode)", "floored to uint8"),
+    ):
+        card = result.details["spaces"][0]
+        assert (card["batch norm"], card["pixels"]) == (norm, pixels)
+        assert f"Batch norm by {norm}; pixels {pixels}." in result.protocol.notes
+    page = (tmp_path / "train" / "report.html").read_text()
+    assert "each batch of 16 samples (train mode); pixels floored" in page
+
+
+def test_the_papers_config_samples_as_the_published_fids_were() -> None:
+    path = ROOT / "eval" / "configs" / "cifar10_paper_generation.yaml"
+    paper, usual = (
+        from_yaml(GenerationConfig, path.with_name(name))
+        for name in (path.name, "cifar10_generation.yaml")
+    )
+    assert (paper.statistics, paper.batch_size, paper.pixels) == ("batch", 64, "floored")
+    assert (usual.statistics, usual.pixels) == ("running", "rounded")
+    changed = {"statistics": "running", "batch_size": 250, "pixels": "rounded"}
+    assert dataclasses.replace(paper, output=usual.output, **changed) == usual  # type: ignore[arg-type]
 
 
 def test_samples_are_brought_to_the_size_of_the_views() -> None:
