@@ -17,10 +17,16 @@ from pathlib import Path
 from ndavid.config import run_main
 from ndavid.data.archives import unpack, unpack_nested
 from ndavid.data.download import RESOURCES, fetch
+from ndavid.interruption import kept_when_interrupted
 
 
 def main() -> None:
     options = parse_options()
+    with kept_when_interrupted(f"what was fetched is kept in {options.output}"):
+        fetch_all(options)
+
+
+def fetch_all(options: argparse.Namespace) -> None:
     for resource in RESOURCES[options.dataset]:
         url = f"{options.mirror.rstrip('/')}/{resource.name}" if options.mirror else resource.url
         archive = fetch(

@@ -19,6 +19,7 @@ from ndavid.config import run_main
 from ndavid.data.annotations import Annotations, parse_hmdb51, parse_kinetics, parse_ucf101
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.preparation import PrepareSettings, prepare, summary
+from ndavid.interruption import kept_when_interrupted
 
 PARSERS = {"ucf101": parse_ucf101, "hmdb51": parse_hmdb51, "kinetics": parse_kinetics}
 
@@ -31,14 +32,15 @@ def main() -> None:
         crf=options.crf,
         verify_decord=options.verify_decord,
     )
-    result = prepare(
-        read_annotations(options),
-        options.videos,
-        options.output,
-        settings=settings,
-        num_workers=options.workers,
-        progress=not options.quiet,
-    )
+    with kept_when_interrupted(f"the files that are done are kept in {options.output}"):
+        result = prepare(
+            read_annotations(options),
+            options.videos,
+            options.output,
+            settings=settings,
+            num_workers=options.workers,
+            progress=not options.quiet,
+        )
     print(summary(result))
 
 

@@ -95,7 +95,8 @@ def to_yaml(config: object) -> str:
 def run_main(main: Callable[[], object]) -> NoReturn:
     """Runs a script's main; an NdavidError becomes one line on stderr and exit code 2.
 
-    Ctrl-C ends with 130 and a SystemExit raised inside (143 after SIGTERM) keeps its code.
+    Ctrl-C ends with 130 and a line of what is kept, where something is; a SystemExit raised inside
+    (143 after SIGTERM) keeps its code.
     """
     try:
         main()
@@ -103,8 +104,9 @@ def run_main(main: Callable[[], object]) -> NoReturn:
         line = printable(" ".join(str(error).split()))
         print(f"error{_rank_note()}: {line}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"interrupted{_rank_note()}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stopped:
+        words = f": {' '.join(map(str, stopped.args))}" if stopped.args else ""
+        print(f"interrupted{_rank_note()}{words}", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
     raise SystemExit(0)
 

@@ -32,7 +32,12 @@ def call(script: str, *arguments: str) -> None:
     """Runs one of the project's scripts with this Python, after printing the command."""
     command = [sys.executable, script, *arguments]
     print("\n$ python " + shlex.join(command[1:]), flush=True)
-    if subprocess.run(command, cwd=ROOT).returncode:
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        process.wait()
+    finally:  # Ctrl-C was told to it, too: it saves what it has
+        code = process.wait()
+    if code:
         raise NdavidError(f"{script} failed; its own message stands above")
 
 
@@ -51,8 +56,7 @@ def pretrain(folder: Path, prepared: Path, arm: str, config: str) -> Path:
     call(
         "recipes/pretrain_dpc.py",
         *("--config", f"recipes/configs/dpc/{config}"),
-        *("--data.manifest", str(prepared)),
-        *("--run.output", str(run)),
+        *("--data.manifest", str(prepared), "--run.output", str(run)),
     )
     return run
 
@@ -64,8 +68,7 @@ def finetune(folder: Path, prepared: Path, name: str, checkpoint: Path | None) -
         "eval/finetune.py",
         *("--config", "eval/configs/demo_finetune.yaml"),
         *("--checkpoint", str(checkpoint or "")),
-        *("--manifest", str(prepared)),
-        *("--output", str(output)),
+        *("--manifest", str(prepared), "--output", str(output)),
     )
     return load_result(output / "result.json")
 
@@ -104,10 +107,9 @@ def run(folder: Path) -> None:
         ReportRow(name=name, result=finetune(folder, prepared, name, checkpoint))
         for name, checkpoint in names.items()
     ]
-    page = write_page(folder, rows, checkpoints)
     print(f"\n{report.format_table(rows)}")
     print(f"\none seed, a small budget: read the intervals. {time.monotonic() - started:.0f} s")
-    print(f"report: {page}")
+    print(f"report: {write_page(folder, rows, checkpoints)}")
 
 
 def main() -> None:

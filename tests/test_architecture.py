@@ -11,11 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ndavid"
 
 # What may be imported by every room: leaves that import nothing of ours but the errors.
-COMMON = {"errors", "collectives", "checkpoint_files", "progress"}
+COMMON = {"errors", "collectives", "checkpoint_files", "progress", "interruption"}
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "progress": set(),
+    "interruption": {"errors"},
     "checkpoint_files": {"errors"},
     "config": {"errors"},
     "nda": {"errors"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "methods": COMMON | {"nda", "models", "losses"},
     "engine": COMMON | {"config"},
     "evaluation": COMMON | {"config", "data", "models", "losses", "methods", "engine"},
-    "study": {"errors", "config", "engine", "evaluation"},
+    "study": {"errors", "config", "interruption", "engine", "evaluation"},
     "cli": {"errors", "config", "nda", "data"},
 }
 

@@ -73,7 +73,9 @@ def test_a_signal_to_all_its_processes_saves_and_leaves(
     os.killpg(job.process.pid, number)
     returned, errors = job.finish()
     assert returned == code
-    assert f"stopped by {signal.Signals(number).name}; saved {output}" in errors
+    stopped = f"stopped by {signal.Signals(number).name}; saved {output}"
+    line = next(line for line in errors.splitlines() if line.startswith(stopped))
+    assert f"; to go on: python {TOY} --run.output={output} --pause=0.03" in line
     assert "Traceback" not in errors
     step = checkpoint.load(output).step
     assert step == processes.last_step(output) >= 4

@@ -74,6 +74,7 @@ from ndavid.engine.turns import (
     total_norm,
 )
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
+from ndavid.interruption import command_again
 
 
 @dataclass(kw_only=True)
@@ -239,6 +240,8 @@ def fit(
             loop.place(method, param_groups)
             loop.feed(dataset, collate)
             return loop.train(on_epoch_end, on_steps)
+        except KeyboardInterrupt as error:
+            raise error if error.args else KeyboardInterrupt(loop.how_to_go_on()) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -632,7 +635,8 @@ class _Loop:
         if number or step == self.total_steps or step % self.run.save_every_steps == 0:
             self._save(step)
         if number:
-            self.tracker.say(f"stopped by {signal.Signals(number).name}; saved {self.saved}")
+            name = signal.Signals(number).name
+            self.tracker.say(f"stopped by {name}; saved {self.how_to_go_on()}")
             leave(number)
 
     def _save(self, step: int) -> None:
@@ -686,6 +690,12 @@ class _Loop:
             checkpoint=self.saved,
             bad_clips=len(self.bad_clips),
         )
+
+    def how_to_go_on(self) -> str:
+        """For messages: the newest checkpoint of this run, and the command that goes on from it."""
+        # Not verified here: that reads it all, and whoever is leaving wants to be gone.
+        more = () if self.run.resume == "auto" else ("--run.resume", "auto")
+        return f"{self.saved or 'no checkpoint'}; to go on: {command_again(*more)}"
 
     def last_good(self) -> str:
         """For messages: the newest whole checkpoint."""

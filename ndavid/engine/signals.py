@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any, NoReturn
 
+from ndavid.interruption import launched
+
 # A launcher passes Ctrl-C on to processes that the terminal has already told.
-IMPATIENT_AFTER_SECONDS = 3.0
+SECONDS_OF_ECHO = 3.0
 
 
 class StopSignal:
     """Context in which the first SIGTERM or SIGINT is noted instead of ending the process.
 
-    A SIGINT that comes at least three seconds after another raises KeyboardInterrupt at once.
-    Outside the main thread, where Python forbids handlers, it does nothing.
+    The next SIGINT raises KeyboardInterrupt at once. Under a launcher one that comes within three
+    seconds is the same Ctrl-C, passed on. Outside the main thread, where Python forbids handlers,
+    it does nothing.
     """
 
     def __init__(self) -> None:
@@ -36,17 +40,26 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        late = self.number and now - self._since > IMPATIENT_AFTER_SECONDS
-        if late and number == signal.SIGINT:
-            raise KeyboardInterrupt
         if not self.number:
             self.number, self._since = number, now
+            _tell(f"{signal.Signals(number).name}: saving after this step; Ctrl-C leaves at once")
+        elif number == signal.SIGINT and not (launched() and now - self._since <= SECONDS_OF_ECHO):
+            raise KeyboardInterrupt
+
+
+def _tell(line: str) -> None:
+    """Writes a line on stderr past its buffer, which the signal may have found half written."""
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            os.write(2, f"\n{line}\n".encode())
+        except OSError:  # nobody reads it any more
+            return
 
 
 def leave(number: int) -> NoReturn:
     """Ends as the signal would have: KeyboardInterrupt for SIGINT, else exit code 128 + number."""
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("a checkpoint was saved")
     raise SystemExit(128 + number)
 
 

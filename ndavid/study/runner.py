@@ -23,6 +23,7 @@ from types import FrameType
 import torch
 
 from ndavid.errors import ConfigError
+from ndavid.interruption import command_again
 from ndavid.study.config import StudyConfig
 from ndavid.study.plan import Cell, Step, cells, preparations
 from ndavid.study.steps import LOG, Ended, StepRunner, record_of
@@ -193,18 +194,22 @@ def _alone_in(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopped_by_signals(runner: StepRunner) -> Iterator[None]:
-    """SIGINT and SIGTERM let running steps save, then end the study."""
+    """SIGINT and SIGTERM let running steps save, then end the study; another SIGINT kills them."""
     received: list[int] = []
+    again = command_again()
 
     def stop(number: int) -> None:
-        print(f"{signal.Signals(number).name}: steps save; start again to go on", flush=True)
+        name = signal.Signals(number).name
+        print(f"{name}: running steps save, Ctrl-C leaves at once; to go on: {again}", flush=True)
         runner.stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # Not from here: they wait for processes, and a handler must not.
         if not received:
             received.append(number)
-            # Not from here: it waits for processes, and a handler must not.
             threading.Thread(target=stop, args=(number,)).start()
+        elif number == signal.SIGINT:
+            threading.Thread(target=runner.kill).start()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
