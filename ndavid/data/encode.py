@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from ndavid.data.decode import open_reader, probe
-from ndavid.errors import DataError
+from ndavid.errors import DataError, DecodeError
 
 # For a file that does not tell its frame rate; UCF101's own.
 FALLBACK_FPS = 25.0
+
+# The fastest cameras of consumers; headers that claim more are damaged or count in clock ticks.
+_HIGHEST_FPS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -82,25 +85,48 @@ def reencode(
     """Write every frame of `source` to the H.264 mp4 `target`, scaled to `short_side` pixels.
 
     Frames keep the decoder's output order and get fresh timestamps, since those of AVIs with
-    B-frames are not in display order. The picture is turned as the file's rotation asks, scaled by
-    area with its aspect ratio kept to the nearest even size, and never enlarged. Audio and
+    B-frames are not in display order. The picture is mirrored and turned as players show it, scaled
+    by area with its aspect ratio kept to the nearest even size, and never enlarged. Audio and
     metadata are dropped.
 
     Raises:
         DecodeError: the source does not decode to its end.
-        DataError: the finished file does not hold as many frames as the source.
+        DataError: what it holds cannot be encoded (a picture of absurd size, say), or the finished
+            file does not hold as many frames as the source.
+        OSError: the target cannot be written.
     """
     info = probe(source)
     size = scaled_size(info.height, info.width, short_side)
-    fps = info.fps or FALLBACK_FPS
+    fps = info.fps if 0 < info.fps <= _HIGHEST_FPS else FALLBACK_FPS
     with _whole_file(Path(target)) as partial:
-        with open_reader(source) as reader:
+        with open_reader(source) as reader, _encoding_errors(source):
             frames = (reader.read([index])[0] for index in range(info.num_frames))
             _encode(partial, frames, fps, size, settings or EncodeSettings())
-        kept = probe(partial).num_frames
+        kept = _count_frames(partial, source)
         if kept != info.num_frames:
             raise DataError(source, f"{kept} frames after re-encoding its {info.num_frames}")
     return EncodedVideo(info.num_frames, float(_rate(fps)), *size)
+
+
+@contextmanager
+def _encoding_errors(source: str | os.PathLike[str]) -> Iterator[None]:
+    """The encoder's refusals are the source's fault; a full disk and the like are not."""
+    try:
+        yield
+    except (DataError, OSError):
+        raise
+    except Exception as error:
+        if type(error) is MemoryError:
+            raise
+        words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(source, f"its frames cannot be encoded ({words})") from error
+
+
+def _count_frames(written: Path, source: str | os.PathLike[str]) -> int:
+    try:
+        return probe(written).num_frames
+    except DecodeError as error:
+        raise DataError(source, f"cannot be read after re-encoding: {error.reason}") from error
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:

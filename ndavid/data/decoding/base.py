@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,8 @@ class FrameReader(Protocol):
     """An open video whose frames are addressed by their place in decoding order.
 
     Frame `i` is the i-th frame that a decoder hands out when it reads the file from the start:
-    never sorted by timestamp (in AVI files with B-frames the timestamps are not in order).
+    never sorted by timestamp (in AVI files with B-frames the timestamps are not in order). Frames
+    that an edit list hides are decoded by players but not shown, and are not counted.
     """
 
     backend: str
@@ -29,7 +31,7 @@ class FrameReader(Protocol):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the frames that `read` gives, rotation applied."""
+        """(height, width) of the frames that `read` gives, turned as players show them."""
 
     def __len__(self) -> int:
         """The number of frames that decode, counted by decoding where the header cannot be trusted.
@@ -62,10 +64,11 @@ class VideoInfo:
         num_frames: frames that decode, in contrast to `header_frames`.
         header_frames: what the container claims; 0 where it claims nothing.
         fps: average frames per second, 0.0 where unknown.
-        height, width: pixels as seen, rotation applied.
+        height, width: pixels as seen, mirroring and rotation applied.
         rotation: counter-clockwise quarter turns applied to the stored frames, in degrees.
         codec, pixel_format: FFmpeg's names ("h264", "yuv420p").
         num_video_streams: the first one is read; cover pictures don't count.
+        mirrored: whether left and right changed places before that rotation.
     """
 
     num_frames: int
@@ -77,6 +80,35 @@ class VideoInfo:
     codec: str
     pixel_format: str
     num_video_streams: int
+    mirrored: bool = False
+
+
+@contextlib.contextmanager
+def decode_errors(path: str | os.PathLike[str], backend: str, what: str) -> Iterator[None]:
+    """Turns whatever a decoding library raises inside into one DecodeError that says why.
+
+    On damaged files, libraries raise of everything that Python has (FFmpeg's errors, AttributeError
+    on a stream without a codec, ValueError, OverflowError), and none of it may end a run over a
+    thousand files. Only a MemoryError is let through, where it is this process that has none left.
+
+    Args:
+        path, backend: of the error.
+        what: what went wrong, in front of the library's own words; may be empty.
+    """
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        if type(error) is MemoryError:  # FFmpeg's is a class of its own: an absurd size in a file
+            raise
+        words = _first_line(getattr(error, "strerror", None) or str(error))
+        reason = f"{what} ({words})" if what and words else what or words
+        raise DecodeError(path, backend, reason or type(error).__name__) from error
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def checked_indices(indices: Sequence[int] | Tensor) -> list[int]:
@@ -96,12 +128,13 @@ def check_file(path: str | os.PathLike[str], backend: str) -> str:
         DecodeError: there is no such file, it is a folder, or it is empty.
     """
     file = Path(path)
-    if not file.exists():
-        raise DecodeError(path, backend, "no such file")
-    if file.is_dir():
-        raise DecodeError(path, backend, 'is a folder; read folders of images with "frames"')
-    if file.stat().st_size == 0:
-        raise DecodeError(path, backend, "the file is empty (0 bytes)")
+    with decode_errors(path, backend, "cannot be looked at"):
+        if not file.exists():
+            raise DecodeError(path, backend, "no such file")
+        if file.is_dir():
+            raise DecodeError(path, backend, 'is a folder; read folders of images with "frames"')
+        if file.stat().st_size == 0:
+            raise DecodeError(path, backend, "the file is empty (0 bytes)")
     return os.fspath(path)
 
 

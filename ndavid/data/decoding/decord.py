@@ -31,11 +31,10 @@ class DecordReader(BatchReader):
         self._decord = decord
         self._reader: Any = None
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return len(self._reader)
 
-    @property
-    def fps(self) -> float:
+    def _rate(self) -> float:
         return float(self._reader.get_avg_fps())
 
     def close(self) -> None:
@@ -47,7 +46,7 @@ class DecordReader(BatchReader):
         try:
             self._reader = decord.VideoReader(self.path, ctx=decord.cpu(0), num_threads=1)
             return torch.from_numpy(self._reader.get_batch(indices).asnumpy())
-        except (decord.DECORDError, RuntimeError, IndexError) as error:
+        except decord.DECORDError as error:
             # The message is a C++ stack trace whose first line ends with what went wrong.
-            words = str(error).splitlines()[0].split("] ", 1)[-1].strip()
+            words = str(error).partition("\n")[0].split("] ", 1)[-1].strip()
             raise DecodeError(self.path, BACKEND, words or type(error).__name__) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ndavid.data.decoding.base import VideoInfo, checked_indices
+from ndavid.data.decoding.base import VideoInfo, checked_indices, decode_errors
 from ndavid.data.image_reading import IMAGE_SUFFIXES, BadImage, read_image_bytes
 from ndavid.errors import DecodeError
 
@@ -102,11 +102,12 @@ def _image_files(path: str) -> list[Path]:
     if not folder.is_dir():
         reason = "is no folder of images" if folder.exists() else "no such folder"
         raise DecodeError(path, BACKEND, reason)
-    files = [
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
+    with decode_errors(path, BACKEND, "the folder cannot be listed"):
+        files = [
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        ]
     if not files:
         raise DecodeError(path, BACKEND, "there is no image in the folder")
     _check_one_sequence(path, files)

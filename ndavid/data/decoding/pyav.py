@@ -13,11 +13,11 @@ What real files taught (tests/data/test_decode.py holds each of these):
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -29,7 +29,14 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ndavid.data.decoding.base import VideoInfo, check_content, check_file, checked_indices
+from ndavid.data.decoding.base import (
+    VideoInfo,
+    check_content,
+    check_file,
+    checked_indices,
+    decode_errors,
+)
+from ndavid.data.decoding.orientation import Orientation, from_matrix
 from ndavid.data.decoding.seeking import SeekPlan, plan_seeks
 from ndavid.data.decoding.truncation import missing_bytes, missing_frames
 from ndavid.errors import DecodeError
@@ -81,9 +88,9 @@ class PyAvReader:
         self._container, self._stream = _open(self.path, self._video())
         self._start_over()
         first = self._current
-        self._turns = _quarter_turns(first)
-        turned = self._turns % 2 == 1
-        self._size = (first.width, first.height) if turned else (first.height, first.width)
+        with self._decode_errors("cannot tell which way up it is"):
+            self._orientation = _orientation(first)
+            self._size = self._orientation.size(first.height, first.width)
 
     def __len__(self) -> int:
         if self._num_frames is None:
@@ -92,7 +99,8 @@ class PyAvReader:
 
     @property
     def fps(self) -> float:
-        return _fps(self._stream)
+        with self._decode_errors("cannot tell its frame rate"):
+            return _fps(self._stream)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,6 +130,9 @@ class PyAvReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _decode_errors(self, what: str) -> AbstractContextManager[None]:
+        return decode_errors(self.path, BACKEND, what)
+
     def _video(self) -> str | BinaryIO:
         """What FFmpeg opens. Bytes keep the file's name: its suffix helps to guess the format."""
         return self.path if self._content is None else _NamedBytes(self._content, self.path)
@@ -131,7 +142,8 @@ class PyAvReader:
         if hasattr(self, "_frames"):
             self.close()
             self._container, self._stream = _open(self.path, self._video())
-        self._frames = self._container.decode(self._stream)
+        with self._decode_errors("cannot be decoded"):
+            self._frames = self._container.decode(self._stream)
         self._position = -1
         self._step()
 
@@ -142,7 +154,7 @@ class PyAvReader:
             DecodeError: it cannot be decoded, or there is none.
         """
         following = self._position + 1
-        with _as_decode_error(self.path, f"breaks after {following} frames"):
+        with self._decode_errors(f"breaks after {following} frames"):
             frame = next(self._frames, None)
         if frame is None:
             reason = f"ends after {following} frames" if following else "no frame decodes"
@@ -175,7 +187,7 @@ class PyAvReader:
             self._container.seek(target.pts, stream=self._stream, backward=True)
             self._frames = self._container.decode(self._stream)
             frame = next(self._frames, None)
-        except (av.error.FFmpegError, OSError):
+        except Exception:  # whatever it is: decoding from the start will tell, or do without
             frame = None
         if frame is not None and frame.pts == target.pts:
             self._current, self._position = frame, target.index
@@ -186,18 +198,13 @@ class PyAvReader:
 
     def _current_picture(self) -> np.ndarray:
         """The current frame in RGB, turned upright: uint8, (H, W, 3)."""
-        with _as_decode_error(self.path, f"frame {self._position} cannot be converted to RGB"):
-            rgb = self._converter.reformat(self._current, format="rgb24", **_ONE_THREAD)
-            picture = rgb.to_ndarray()
-        picture = np.rot90(picture, self._turns) if self._turns else picture
-        if picture.shape[:2] != self._size:
-            raise DecodeError(
-                self.path,
-                BACKEND,
-                f"the frame size changes from {self._size[1]}x{self._size[0]} to "
-                f"{picture.shape[1]}x{picture.shape[0]} at frame {self._position}",
-            )
-        return picture
+        with self._decode_errors(f"frame {self._position} cannot be converted to RGB"):
+            frame = self._current
+            shown = self._orientation.size(frame.height, frame.width)
+            if shown != self._size:
+                raise _other_size(self.path, self._size, shown, self._position)
+            rgb = self._converter.reformat(frame, format="rgb24", **_ONE_THREAD)
+            return self._orientation.apply(rgb.to_ndarray())
 
 
 class _NamedBytes(io.BytesIO):
@@ -212,44 +219,60 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Decodes the whole video and tells what is in it.
 
     Raises:
-        DecodeError: it cannot be opened, breaks on the way, or ends long before its header says.
+        DecodeError: it cannot be opened, breaks on the way, changes its frame size, or ends long
+            before its header says.
     """
     source = check_file(path, BACKEND)
     container, stream = _open(source)
-    with container:
-        count = 0
+    with container, decode_errors(source, BACKEND, "cannot be examined"):
         frames = container.decode(stream)
-        first: VideoFrame | None = None
-        while True:
-            with _as_decode_error(source, f"breaks after {count} frames"):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            first, count = first or frame, count + 1
+        first = _next_frame(source, frames, 0)
         if first is None:
             raise DecodeError(source, BACKEND, "no frame decodes")
-        turns = _quarter_turns(first)
-        size = (first.height, first.width)
-        height, width = size[::-1] if turns % 2 == 1 else size
+        orientation = _orientation(first)
+        size = orientation.size(first.height, first.width)
+        count = 1
+        while (frame := _next_frame(source, frames, count)) is not None:
+            shown = orientation.size(frame.height, frame.width)
+            if shown != size:
+                raise _other_size(source, size, shown, count)
+            count += 1
         _check_complete(source, stream, count)
         codec = stream.codec_context.codec
         return VideoInfo(
             num_frames=count,
             header_frames=stream.frames,
             fps=_fps(stream),
-            height=height,
-            width=width,
-            rotation=90 * turns,
+            height=size[0],
+            width=size[1],
+            rotation=90 * orientation.turns,
             codec=getattr(codec, "canonical_name", codec.name),
             pixel_format=first.format.name,
             num_video_streams=len(_video_streams(container)),
+            mirrored=orientation.mirrored,
         )
+
+
+def _next_frame(path: str, frames: Iterator[VideoFrame], count: int) -> VideoFrame | None:
+    """The frame after `count` others, or None at the end."""
+    with decode_errors(path, BACKEND, f"breaks after {count} frames"):
+        return next(frames, None)
+
+
+def _other_size(
+    path: str, size: tuple[int, int], other: tuple[int, int], index: int
+) -> DecodeError:
+    (height, width), (new_height, new_width) = size, other
+    reason = (
+        f"the frame size changes from {width}x{height} to {new_width}x{new_height} at frame {index}"
+    )
+    return DecodeError(path, BACKEND, reason)
 
 
 def first_video_stream(path: str | os.PathLike[str]) -> int:
     """The index, among all streams of the file, of the video stream that is read."""
     container, stream = _open(check_file(path, BACKEND))
-    with container:
+    with container, decode_errors(path, BACKEND, "cannot be examined"):
         return stream.index
 
 
@@ -258,16 +281,22 @@ def _open(path: str, video: str | BinaryIO | None = None) -> tuple[InputContaine
 
     Opens `video` if given; errors name `path`.
     """
-    with _as_decode_error(path, "not a video that FFmpeg can open"):
+    with decode_errors(path, BACKEND, "not a video that FFmpeg can open"):
         container = av.open(video or path, "r", metadata_errors="replace")
-        streams = _video_streams(container)
-        if not streams:
-            container.close()
-            raise DecodeError(path, BACKEND, "there is no video stream in it")
-        stream = streams[0]
-        stream.thread_type = "SLICE"
-        stream.codec_context.thread_count = 1
-        return container, stream
+    try:
+        with decode_errors(path, BACKEND, "its streams cannot be read"):
+            streams = _video_streams(container)
+            if not streams:
+                raise DecodeError(path, BACKEND, "there is no video stream in it")
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise DecodeError(path, BACKEND, "its video is in no codec that FFmpeg knows")
+            stream.thread_type = "SLICE"
+            stream.codec_context.thread_count = 1
+            return container, stream
+    except BaseException:
+        container.close()
+        raise
 
 
 def _video_streams(container: InputContainer) -> list[VideoStream]:
@@ -279,12 +308,13 @@ def _fps(stream: VideoStream) -> float:
     return float(stream.average_rate) if stream.average_rate else 0.0
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns, 0 to 3, that the file asks a player to apply.
-
-    Angles between quarters occur in no file we know; they are rounded.
-    """
-    return round((frame.rotation or 0) / 90) % 4
+def _orientation(frame: VideoFrame) -> Orientation:
+    """How the file asks a player to turn and mirror the frame."""
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it lies data of a kind that this PyAV has no name for
+        return Orientation(turns=round((frame.rotation or 0) / 90) % 4)
+    return Orientation() if matrix is None else from_matrix(bytes(matrix))
 
 
 def _check_complete(path: str, stream: VideoStream, count: int) -> None:
@@ -298,15 +328,3 @@ def _check_complete(path: str, stream: VideoStream, count: int) -> None:
     raise DecodeError(
         path, BACKEND, f"truncated: the header promises {promised}; {count} frames decode"
     )
-
-
-@contextlib.contextmanager
-def _as_decode_error(path: str, what: str) -> Iterator[None]:
-    """Turns what FFmpeg and PyAV raise on bad files into one kind of error."""
-    try:
-        yield
-    except DecodeError:
-        raise
-    except (av.error.FFmpegError, ValueError, OSError, IndexError, RuntimeError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(path, BACKEND, f"{what} ({words})") from error

@@ -23,22 +23,18 @@ class TorchCodecReader(BatchReader):
     def _open(self) -> None:
         stream = first_video_stream(self.path)
         decoder = _decoder_class(self.path)
-        try:
-            self._decoder = decoder(
-                self.path,
-                stream_index=stream,
-                dimension_order="NHWC",
-                num_ffmpeg_threads=1,
-                seek_mode="exact",
-            )
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise self._failed(error) from error
+        self._decoder = decoder(
+            self.path,
+            stream_index=stream,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            seek_mode="exact",
+        )
 
-    def __len__(self) -> int:
+    def _count(self) -> int:
         return len(self._decoder)
 
-    @property
-    def fps(self) -> float:
+    def _rate(self) -> float:
         return float(self._decoder.metadata.average_fps or 0.0)
 
     def close(self) -> None:
@@ -46,14 +42,7 @@ class TorchCodecReader(BatchReader):
 
     def _get(self, indices: list[int]) -> Tensor:
         """Frames: uint8, (n, H, W, 3)."""
-        try:
-            return self._decoder.get_frames_at(indices).data
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> DecodeError:
-        words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return DecodeError(self.path, BACKEND, words or type(error).__name__)
+        return self._decoder.get_frames_at(indices).data
 
 
 def _decoder_class(path: str):
