@@ -31,6 +31,7 @@ def main() -> None:
         gop=options.gop,
         crf=options.crf,
         verify_decord=options.verify_decord,
+        full_digest=options.full_digest,
     )
     with kept_when_interrupted(f"the files that are done are kept in {options.output}"):
         result = prepare(
@@ -38,7 +39,7 @@ def main() -> None:
             options.videos,
             options.output,
             settings=settings,
-            num_workers=options.workers,
+            num_workers=max(1, options.workers),  # A decoder's crash must not end this one.
             progress=not options.quiet,
         )
     print(summary(result))
@@ -76,6 +77,11 @@ def parse_options() -> argparse.Namespace:
         "--verify-decord",
         action="store_true",
         help="check for each file whether decord reads it right (decodes each file twice more)",
+    )
+    parser.add_argument(
+        "--full-digest",
+        action="store_true",
+        help="tell changed files by all of their bytes, not by size and both ends (reads more)",
     )
     parser.add_argument(
         "--test-fraction", type=fraction, default=0.0,

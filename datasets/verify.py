@@ -2,9 +2,10 @@
 
     python datasets/verify.py out [--decode-all]
 
-Checked: every file is there and not empty, labels are in range, every class is on both sides of
-each split, no source is on two sides within its class, and frame counts and sizes of decoded
-files equal the manifest's. Files with equal bytes are reported.
+Checked: every file is there, not empty, and the one that was prepared (by size and digest), labels
+are in range, every class is on both sides of each split, no source is on two sides within its
+class, and frame counts and sizes of decoded files equal the manifest's. Files with equal bytes are
+reported.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
     result = verify(
         options.manifest,
         num_decoded=None if options.decode_all else options.decode,
-        num_workers=options.workers,
+        num_workers=max(1, options.workers),  # A decoder that crashes must not end this process.
         progress=not options.quiet,
     )
     print(report(result))
@@ -38,6 +39,11 @@ def report(result: Verification) -> str:
     across = len(result.duplicates_across)
     if across:
         lines.append(f"  warning: {across} of these sets lie on both sides of a split")
+    if result.num_unknown:
+        lines.append(
+            f"  not known whether {result.num_unknown} files changed: the manifest has no digest "
+            "of them (prepare.py adds it when it runs again)"
+        )
     lines += [f"  error: {error}" for error in result.errors[:SHOWN]]
     if len(result.errors) > SHOWN:
         lines.append(f"  ... and {len(result.errors) - SHOWN} more")

@@ -17,7 +17,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +29,7 @@ from ndavid.data.annotations import Annotations, list_videos
 from ndavid.data.clip_matching import Matches, match_files
 from ndavid.data.decode import probe, verify_backend
 from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
+from ndavid.data.file_digests import DigestKind, file_facts, kind_of
 from ndavid.data.journal import Journal
 from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
 from ndavid.data.manifest import ClipRecord, Manifest
@@ -48,12 +49,19 @@ class PrepareSettings:
         short_side: re-encode to H.264 with this short side in pixels; None keeps the files.
         gop, crf: of the re-encoding; frames a keyframe at most, and x264's quality.
         verify_decord: find out, for each file, whether decord gives the reference's frames.
+        full_digest: tell files apart by all of their bytes, not by their size and both ends.
     """
 
     short_side: int | None = None
     gop: int = 12
     crf: int = 20
     verify_decord: bool = False
+    full_digest: bool = False
+
+    @property
+    def digest_kind(self) -> DigestKind:
+        """Which digest the manifest gets."""
+        return "sha256" if self.full_digest else "ends"
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,18 @@ def prepare(
     _check_targets(tasks, videos, output)
     with Journal(output / JOURNAL) as journal:
         todo = [task for task in tasks if not _is_done(task, journal.get(task.clip))]
-        _work_off(todo, journal, num_workers, done=len(tasks) - len(todo), progress=progress)
+        verb = "re-encoding" if settings.short_side else "probing"
+        _work_off(_examine, todo, journal, num_workers, verb, len(tasks), progress)
+        sound = [task for task in tasks if "error" not in (journal.get(task.clip) or {})]
+        todo_digest = [task for task in sound if not _has_digest(task, journal.get(task.clip))]
+        _work_off(_add_digest, todo_digest, journal, num_workers, "digests", len(sound), progress)
+        if settings.verify_decord:
+            # By itself and always in a process of its own: where decord takes that one down, the
+            # file is not for decord, and sound all the same.
+            unsure = [t for t in sound if (journal.get(t.clip) or {}).get("decord_ok") is None]
+            _work_off(
+                _ask_decord, unsure, journal, max(1, num_workers), "decord", len(sound), progress
+            )
         results = {task.clip: journal.get(task.clip) or {} for task in tasks}
     bad = tuple(
         BadFile(t.file, results[t.clip]["error"]) for t in tasks if "error" in results[t.clip]
@@ -196,7 +215,8 @@ def _target_names(clips: Iterable[str]) -> dict[str, str]:
 
 
 def _is_done(task: _Task, entry: Mapping[str, Any] | None) -> bool:
-    if entry is None or entry.get("identity") != _identity(task):
+    examined = _comparable((entry or {}).get("identity"))
+    if entry is None or examined is None or examined != _comparable(_identity(task)):
         return False
     if task.target is None or "error" in entry:
         return True
@@ -204,6 +224,12 @@ def _is_done(task: _Task, entry: Mapping[str, Any] | None) -> bool:
         return os.stat(task.target).st_size == entry["target_bytes"]
     except OSError:
         return False
+
+
+def _has_digest(task: _Task, entry: Mapping[str, Any] | None) -> bool:
+    """Whether an entry, maybe of an older version, has the digest that is asked for."""
+    digest = (entry or {}).get("digest", "")
+    return bool(digest) and kind_of(digest) == task.settings.digest_kind
 
 
 def _identity(task: _Task) -> dict[str, Any]:
@@ -220,23 +246,45 @@ def _identity(task: _Task) -> dict[str, Any]:
     }
 
 
+def _comparable(identity: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An identity without the settings that decide no more than what else is found out."""
+    if not identity:
+        return None
+    kept = {key: identity["settings"].get(key) for key in ("short_side", "gop", "crf")}
+    return {**identity, "settings": kept}
+
+
 def _work_off(
-    todo: Sequence[_Task], journal: Journal, num_workers: int, *, done: int, progress: bool
+    work: Callable[[_Task], dict[str, Any]],
+    todo: Sequence[_Task],
+    journal: Journal,
+    num_workers: int,
+    verb: str,
+    total: int,
+    progress: bool,
 ) -> None:
+    """Does some work on each task; what it finds is added to the journal's entry of its clip."""
     if not todo:
         return
-    verb = "re-encoding" if todo[0].settings.short_side else "probing"
     with tqdm(
-        total=done + len(todo), initial=done, desc=verb, unit="file", disable=not progress
+        total=total, initial=total - len(todo), desc=verb, unit="file", disable=not progress
     ) as bar:
         num_bad = 0
-        for task, result in run_all(_examine, todo, min(num_workers, len(todo))):
+        for task, result in run_all(work, todo, min(num_workers, len(todo))):
             if isinstance(result, Crashed):
-                result = {"error": "the decoder crashed on it", "identity": _identity(task)}
-            journal.put(task.clip, result)
+                result = _after_crash(work, task)
+            # What was found of another file of that name does not count for this one.
+            before = {} if work is _examine else journal.get(task.clip) or {}
+            journal.put(task.clip, {**before, **result})
             num_bad += "error" in result
             bar.set_postfix(bad=num_bad, refresh=False)
             bar.update()
+
+
+def _after_crash(work: Callable[[_Task], dict[str, Any]], task: _Task) -> dict[str, Any]:
+    if work is _ask_decord:
+        return {"decord_ok": False}
+    return {"error": "the decoder crashed on it", "identity": _identity(task)}
 
 
 def _records(
@@ -261,7 +309,9 @@ def _records(
                 width=result["width"],
                 height=result["height"],
                 splits=annotations.splits_of(task.clip),
-                decord_ok=result["decord_ok"],
+                decord_ok=result.get("decord_ok"),
+                num_bytes=result["bytes"],
+                digest=result["digest"],
             )
         )
     return tuple(records)
@@ -337,10 +387,21 @@ def _facts(task: _Task) -> dict[str, Any]:
             "height": video.height,
             "target_bytes": os.stat(task.target).st_size,
         }
-    decord_ok = (
-        verify_backend(task.target or task.source, "decord") if settings.verify_decord else None
-    )
-    return {**facts, "fps": round(facts["fps"], 6), "decord_ok": decord_ok}
+    return {**facts, "fps": round(facts["fps"], 6), **_add_digest(task)}
+
+
+def _add_digest(task: _Task) -> dict[str, Any]:
+    """Which file the manifest's row is of."""
+    found = file_facts(task.target or task.source, task.settings.digest_kind)
+    return {"bytes": found.num_bytes, "digest": found.digest}
+
+
+def _ask_decord(task: _Task) -> dict[str, Any]:
+    """Whether decord gives the reference's frames."""
+    try:
+        return {"decord_ok": verify_backend(task.target or task.source, "decord")}
+    except DecodeError as error:
+        return {"error": error.reason}
 
 
 # --- reports --------------------------------------------------------------------------------------

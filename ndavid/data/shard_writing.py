@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from ndavid.data.changed_files import change_of_content
 from ndavid.data.image_packing import image_file
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.manifest import ClipRecord
@@ -79,6 +80,8 @@ class ClipFiles:
             raise DataError(path, describe(error)) from error
         if not content:
             raise DataError(path, "the file is empty (0 bytes)")
+        if change := change_of_content(record, content):
+            raise DataError(path, f"is not the file that was prepared ({change})")
         facts = tuple(getattr(record, field) for field in FIELDS[self.kind])
         return ShardItem(content, path.suffix[1:].lower() or "video", facts)
 

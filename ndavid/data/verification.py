@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ndavid.data.changed_files import changed_files, is_recorded
 from ndavid.data.decode import probe
 from ndavid.data.leaks import leaked_groups
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
@@ -23,6 +24,7 @@ class Verification:
     """What a check found.
 
     Attributes:
+        num_unknown: clips whose row does not say which file it is of, as in older manifests.
         errors: what makes the set unusable as it stands; one line each.
         duplicates: paths of files with the same bytes, a tuple a set of copies.
         duplicates_across: those of them that lie on both sides of some fold.
@@ -34,6 +36,7 @@ class Verification:
     duplicates_across: tuple[tuple[str, ...], ...]
     num_clips: int
     num_decoded: int
+    num_unknown: int = 0
 
 
 def verify(
@@ -61,6 +64,7 @@ def verify(
     duplicates = _duplicates(contents, present)
     errors = [
         *_file_errors(contents),
+        *_change_errors(contents, present),
         *_label_errors(contents),
         *(f"leaked group: {leak}" for leak in leaked_groups(contents)),
         *_decoding_errors(contents, chosen, num_workers, progress),
@@ -71,6 +75,7 @@ def verify(
         duplicates_across=tuple(s for s in duplicates if _lie_across(contents, s)),
         num_clips=len(contents.records),
         num_decoded=len(chosen),
+        num_unknown=sum(not is_recorded(record) for record in contents.records),
     )
 
 
@@ -81,6 +86,13 @@ def _file_errors(manifest: Manifest) -> list[str]:
         if size <= 0:
             errors.append(f"{record.path}: {'no such file' if size < 0 else 'is empty'}")
     return errors
+
+
+def _change_errors(manifest: Manifest, present: Sequence[ClipRecord]) -> list[str]:
+    changed = changed_files(present, manifest.root)
+    return [
+        f"{path}: is not the file that was prepared ({change})" for path, change in changed.items()
+    ]
 
 
 def _label_errors(manifest: Manifest) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ndavid.data.changed_files import change_of
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import ClipSampler, uniform_views
@@ -79,6 +80,7 @@ class _RecordedClips:
         self.sampler = sampler
         self.backend = backend
         self.store = store
+        self._changed: dict[int, bool] = {}
 
     @cached_property
     def digest(self) -> str:
@@ -104,15 +106,26 @@ class _RecordedClips:
     def _read(self, index: int, indices: Tensor) -> Tensor:
         """Frames uint8 (T, C, H, W), with the help of what the manifest knows about the clip."""
         record = self.records[index]
-        verified = record.decord_ok if self.backend == "decord" else None
         path: str | Path = self.root / record.path
-        content = None
+        content, backend, num_frames, verified = None, self.backend, None, None
         if self.store is not None:
             path, content = self.store.name(index), self.store.content(index)
+            num_frames = record.num_frames
+        elif not self._has_changed(index):
+            num_frames = record.num_frames
+            verified = record.decord_ok if backend == "decord" else None
+        elif backend == "decord":
+            backend = "pyav"  # Whether decord reads the file right was found out of another one.
         with open_reader(
-            path, self.backend, num_frames=record.num_frames, verified=verified, content=content
+            path, backend, num_frames=num_frames, verified=verified, content=content
         ) as reader:
             return reader.read(indices)
+
+    def _has_changed(self, index: int) -> bool:
+        """Whether a file is not the one that its row is of; looked up once a process."""
+        if index not in self._changed:
+            self._changed[index] = bool(change_of(self.records[index], self.root))
+        return self._changed[index]
 
     def _read_views(self, index: int, views: Tensor) -> Iterator[Tensor]:
         """The frames (T, C, H, W) of each row of indices (V, T).

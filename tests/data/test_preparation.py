@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ndavid.data.annotations import Annotations, Entry, parse_ucf101
+from ndavid.data.changed_files import changed_files
 from ndavid.data.decode import open_reader, probe
+from ndavid.data.file_digests import file_facts
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.manifest import read_manifest
 from ndavid.data.preparation import PrepareSettings, prepare, summary
@@ -317,3 +321,114 @@ def test_a_class_absent_from_test_is_found(videos: Path, tmp_path: Path):
 def test_no_manifest_is_a_data_error(tmp_path: Path):
     with pytest.raises(DataError, match="manifest"):
         check(tmp_path)
+
+
+# --- which file it was ----------------------------------------------------------------------------
+
+
+def test_the_manifest_tells_which_files_were_read(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    for record in manifest.records:
+        path = manifest.root / record.path
+        assert record.num_bytes == path.stat().st_size
+        assert record.digest == file_facts(path).digest and record.digest.startswith("ends:")
+    assert changed_files(manifest.records, manifest.root) == {}
+    # On request of all bytes; nothing is decoded again for it.
+    again = run(videos, tmp_path / "out", settings=PrepareSettings(full_digest=True))
+    assert again.num_reused == 20
+    digests = {record.digest for record in again.manifest.records}
+    assert all(digest.startswith("sha256:") for digest in digests)
+
+
+def test_a_reencoded_clip_is_known_by_the_file_that_is_read(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    manifest = read_manifest(tmp_path / "out")
+    for record in manifest.records:
+        assert record.digest == file_facts(tmp_path / "out" / record.path).digest
+
+
+def test_a_journal_of_an_older_version_is_completed_not_redone(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    journal = tmp_path / "out" / "journal.jsonl"
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    for entry in entries:
+        del entry["bytes"], entry["digest"], entry["identity"]["settings"]["full_digest"]
+        entry["decord_ok"] = None
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/clips/*/*.mp4")}
+    again = run(videos, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    assert again.num_reused == 20 and all(record.digest for record in again.manifest.records)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_file_of_the_same_size_is_found(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out")
+    path = sorted(videos.glob("*/*.mp4"))[3]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    name = path.relative_to(videos).as_posix()
+    (error,) = [e for e in check(tmp_path / "out", num_decoded=0).errors if "prepared" in e]
+    assert error == (
+        f"{name}: is not the file that was prepared ({len(content)} bytes as before, but other "
+        "ones)"
+    )
+
+
+def test_without_digests_verify_says_what_it_cannot_know(videos: Path, tmp_path: Path):
+    run(videos, tmp_path / "out")
+    old = read_manifest(tmp_path / "out")
+    plain = tuple(replace(record, num_bytes=None, digest="") for record in old.records)
+    replace(old, records=plain).write(tmp_path / "out")
+    result = check(tmp_path / "out", num_decoded=0)
+    assert result.errors == () and result.num_unknown == 20
+
+
+def test_a_backend_that_crashes_makes_no_bad_file(videos: Path, tmp_path: Path, monkeypatch):
+    """The verdict is found in another process, with no workers too: this one must survive."""
+    folder, home = tmp_path / "few" / "A", tmp_path / "site"
+    folder.mkdir(parents=True)
+    shutil.copy(min(videos.glob("*/*.mp4")), folder)
+    home.mkdir()
+    # Spawned workers import this as `decord`.
+    (home / "decord.py").write_text(
+        "import os\n"
+        "class DECORDError(Exception): pass\n"
+        "def cpu(index): return index\n"
+        "class logging:\n"
+        "    QUIET = 0\n"
+        "    set_level = staticmethod(lambda level: None)\n"
+        "class VideoReader:\n"
+        "    def __init__(self, path, **keys):\n"
+        "        os.abort()\n"
+    )
+    monkeypatch.syspath_prepend(home)
+    settings = PrepareSettings(verify_decord=True)
+    arguments = (parse_folder(folder.parent), folder.parent, tmp_path / "out")
+    done = prepare(*arguments, settings=settings, num_workers=0, progress=False)
+    assert done.bad == () and [record.decord_ok for record in done.manifest.records] == [False]
+    # Asked once: a second run knows the answers.
+    asked = (tmp_path / "out" / "journal.jsonl").read_text()
+    prepare(*arguments, settings=settings, num_workers=0, progress=False)
+    assert (tmp_path / "out" / "journal.jsonl").read_text() == asked
+
+
+CASES = Path("/work/shared/cases")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+def test_a_real_file_that_ends_decord_is_sound_for_the_reference(tmp_path: Path):
+    pytest.importorskip("decord")
+    (tmp_path / "videos" / "A").mkdir(parents=True)
+    shutil.copy(CASES / "hugepts.mkv", tmp_path / "videos" / "A")
+    done = prepare(
+        parse_folder(tmp_path / "videos"),
+        tmp_path / "videos",
+        tmp_path / "out",
+        settings=PrepareSettings(verify_decord=True),
+        num_workers=0,
+        progress=False,
+    )
+    assert done.bad == () and [record.decord_ok for record in done.manifest.records] == [False]

@@ -11,6 +11,7 @@ import torch
 
 from ndavid.data.clip_sets import ClipSet, open_clips
 from ndavid.data.decode import open_reader
+from ndavid.data.file_digests import content_facts
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import DenseClip
 from ndavid.data.shard_writing import ClipFiles, write_shards
@@ -137,6 +138,23 @@ def test_what_would_train_on_something_else_is_refused(prepared: Path) -> None:
     both.images.shards = "elsewhere"
     with pytest.raises(ConfigError, match="only one of them"):
         open_views(both, AugmentConfig(), 2)
+
+
+def test_a_file_that_changed_since_it_was_prepared_is_left_out(prepared: Path, tmp_path: Path):
+    """Its frames and size in the index would be those of another file."""
+    content = (prepared / "A" / "clip_0.mp4").read_bytes()
+    facts = content_facts(content)
+    for name in ("same.mp4", "longer.mp4"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "longer.mp4").write_bytes(content + b"more")
+    records = [
+        ClipRecord(name, 0, "", 30, 25.0, 64, 48, ("train",), None, facts.num_bytes, facts.digest)
+        for name in ("same.mp4", "longer.mp4")
+    ]
+    clips = ClipFiles(records, tmp_path)
+    assert clips.item(0).content == content
+    with pytest.raises(DataError, match=f"not the file that was prepared.*{facts.num_bytes}"):
+        clips.item(1)
 
 
 def test_what_is_no_video_file_is_left_out(prepared: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_a_fixed_fold_stays_and_the_others_take_turns(small: Manifest, large: Ma
                 for record in manifest.select(split, own)
             )
     assert not leaked_groups(union)
+
+
+def test_what_is_known_of_a_file_goes_with_it(small: Manifest, large: Manifest) -> None:
+    known = tuple(
+        replace(record, num_bytes=7, digest="ends:" + 32 * "a", damaged=2, decord_ok=True)
+        for record in small.records
+    )
+    union = unite([Part("small", replace(small, records=known), fold=1), Part("large", large)])
+    first = union.records[0]
+    assert (first.num_bytes, first.digest, first.damaged) == (7, "ends:" + 32 * "a", 2)
 
 
 def test_labels_follow_each_other_and_shared_names_are_told_apart(

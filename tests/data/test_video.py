@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ndavid.data.decode import open_reader
+from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import DenseClip, DpcBlocks, uniform_views
 from ndavid.data.transforms import AugmentConfig, eval_transform, train_transform
@@ -352,3 +353,23 @@ def test_decord_is_used_where_the_manifest_allows_it(folder, monkeypatch) -> Non
     assert torch.equal(clips(folder, [allowed], backend="decord")[0, 5]["video"], plain)
     with pytest.raises(DecodeError, match="found to misread"):
         clips(folder, [refused], backend="decord")[0, 5]
+
+
+def test_what_was_found_of_another_file_does_not_count(tmp_path, write_clip, monkeypatch) -> None:
+    """decord is trusted with the file that was prepared only; a new one is read by PyAV."""
+    path = write_clip(tmp_path / "a.mp4", num_frames=60)
+    facts = file_facts(path)
+    row = record("a.mp4", decord_ok=True, num_bytes=facts.num_bytes, digest=facts.digest)
+    asked = []
+
+    def spy(path, backend="pyav", **keys):
+        asked.append((backend, keys["num_frames"], keys["verified"]))
+        return open_reader(path, backend, **keys)
+
+    monkeypatch.setattr("ndavid.data.video.open_reader", spy)
+    clips(tmp_path, [row], backend="decord")[0, 5]
+    assert asked.pop() == ("decord", 60, True)
+    write_clip(path, num_frames=75)
+    changed = clips(tmp_path, [row], backend="decord")[0, 5]["video"]
+    assert asked.pop() == ("pyav", None, None)
+    assert torch.equal(changed, clips(tmp_path, [record("a.mp4")])[0, 5]["video"])
