@@ -57,12 +57,23 @@ def check_text(origin: str | os.PathLike[str], where: str, what: str, text: str)
         DataError: it is empty, or holds a control character or a byte that is no text.
     """
     place = f"{where}: " if where else ""
-    if not text.strip():
-        raise DataError(origin, f"{place}a {what} is empty")
-    if _is_unprintable(text):
-        raise DataError(origin, f"{place}the {what} {text!r} holds a control character")
+    fault = fault_of_text(what, text)
+    if fault is not None:
+        raise DataError(origin, f"{place}{fault}")
     return text
 
 
+def fault_of_text(what: str, text: str) -> str | None:
+    """Why `text`, a name that is never part of a path, cannot be used; None where it can."""
+    if not text.strip():
+        return f"a {what} is empty"
+    if _is_unprintable(text):
+        return f"the {what} {text!r} holds a control character"
+    return None
+
+
 def _is_unprintable(name: str) -> bool:
-    return any(unicodedata.category(letter) in _REFUSED for letter in name)
+    # The quick answer for nearly all: there may be a million names.
+    return not name.isprintable() and any(
+        unicodedata.category(letter) in _REFUSED for letter in name
+    )

@@ -16,8 +16,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from ndavid.data.shard_index_checks import (
+    a_list,
+    check_head,
+    check_labels,
+    check_sample,
+    check_shard,
+    load_json,
+    unique,
+)
 from ndavid.data.shard_urls import (
     INDEX_FILE,
     expand,
@@ -140,7 +149,7 @@ def locate(shards: str, kind: Kind) -> LocatedShards:
         by_name = {shard_name(url): url for url in urls}
     else:
         chosen = index
-        by_name = {entry.file: sibling(origin, entry.file) for entry in index.shards}
+        by_name = {entry.file: _beside(origin, entry.file) for entry in index.shards}
     located = tuple(by_name[entry.file] for entry in chosen.shards)
     _check_present(located)
     return LocatedShards(origin, chosen, located)
@@ -156,24 +165,16 @@ def fetch_index(origin: str) -> bytes:
 
 
 def parse_index(origin: str, text: bytes) -> ShardIndex:
-    """Reads an index and checks it. Raises DataError where it is not sound."""
+    """Reads an index and checks every value of it. Raises DataError where it is not sound."""
     try:
-        found = json.loads(text)
-        if found["format"] != FORMAT:
+        found = load_json(text)
+        if not isinstance(found, dict):
+            raise ValueError("it must be an object")
+        if type(found["format"]) is not int or found["format"] != FORMAT:
             reason = f"is of format {found['format']}, this version reads {FORMAT}"
             raise DataError(origin, reason)
-        kind = found["kind"]
-        if found["fields"] != list(FIELDS[kind]):
-            raise ValueError(f"the fields of {kind} must be {', '.join(FIELDS[kind])}")
-        index = ShardIndex(
-            kind=kind,
-            split=str(found["split"]),
-            fold=int(found["fold"]),
-            source=dict(found["source"]),
-            classes=tuple(found["classes"]),
-            shards=tuple(_entry(shard, len(FIELDS[kind])) for shard in found["shards"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        index = _checked(found)
+    except (ValueError, KeyError, RecursionError) as error:
         reason = f"is no shard index, or a damaged one: {type(error).__name__}: {error}"
         raise DataError(origin, reason) from error
     if not any(shard.samples for shard in index.shards):
@@ -181,11 +182,47 @@ def parse_index(origin: str, text: bytes) -> ShardIndex:
     return index
 
 
-def _entry(shard: dict[str, Any], num_fields: int) -> ShardEntry:
-    samples = tuple(tuple(sample) for sample in shard["samples"])
-    if any(len(sample) != num_fields for sample in samples):
-        raise ValueError(f"a sample of {shard['file']} has not {num_fields} fields")
-    return ShardEntry(shard["file"], int(shard["bytes"]), shard["sha256"], samples)
+def _checked(found: dict[str, Any]) -> ShardIndex:
+    """Raises ValueError for a value that is not sound, KeyError for one that is missing."""
+    kind = found["kind"]
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise ValueError(f"its kind must be {' or '.join(FIELDS)}")
+    if found["fields"] != list(FIELDS[kind]):
+        raise ValueError(f"the fields of {kind} must be {', '.join(FIELDS[kind])}")
+    check_head(found)
+    shards = tuple(_entry(shard, FIELDS[kind]) for shard in a_list("shards", found["shards"]))
+    unique("shard", [shard.file for shard in shards])
+    samples = [sample for shard in shards for sample in shard.samples]
+    unique("sample", [sample[0] for sample in samples])
+    if samples:
+        check_labels([sample[1] for sample in samples], len(found["classes"]))
+    return ShardIndex(
+        kind=cast(Kind, kind),
+        split=found["split"],
+        fold=found["fold"],
+        source=found["source"],
+        classes=tuple(found["classes"]),
+        shards=shards,
+    )
+
+
+def _entry(shard: Any, fields: Sequence[str]) -> ShardEntry:
+    check_shard(shard)
+    samples = []
+    for place, sample in enumerate(shard["samples"]):
+        if not isinstance(sample, list) or len(sample) != len(fields):
+            raise ValueError(f"a sample of {shard['file']} has not {len(fields)} fields")
+        try:
+            check_sample(dict(zip(fields, sample, strict=True)))
+        except ValueError as error:
+            raise ValueError(f"sample {place} of {shard['file']}: {error}") from error
+        samples.append(tuple(sample))
+    return ShardEntry(shard["file"], shard["bytes"], shard["sha256"], tuple(samples))
+
+
+def _beside(origin: str, file: str) -> str:
+    """Where a shard of an index lies; the index's place is the user's word, the name is checked."""
+    return str(local_path(origin).parent / file) if is_local(origin) else sibling(origin, file)
 
 
 def _find(shards: str) -> tuple[str, list[str]]:

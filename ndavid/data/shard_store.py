@@ -13,11 +13,12 @@ One shard a process is in memory at a time: its size on disk, times the loading 
 from __future__ import annotations
 
 import bisect
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext, tar_file_iterator
+from webdataset.tariterators import base_plus_ext
 
 from ndavid.data.shard_index import LocatedShards, member_key
 from ndavid.data.shard_urls import STREAM_ERRORS, describe, open_url
@@ -37,16 +38,28 @@ class ShardContents:
     problem: str
 
 
-def read_shard(url: str) -> ShardContents:
-    """Reads a tar to its end, or as far as it can be read; never raises for a bad one."""
+def read_shard(url: str, num_bytes: int) -> ShardContents:
+    """Reads a tar to its end, or as far as it can be read; never raises for a bad one.
+
+    Args:
+        url: where it lies.
+        num_bytes: its size as its index knows it. A tar may unfold to any size (by holes, or by
+            compression), which would all come into memory: samples beyond this are not read.
+    """
     members: dict[str, bytes] = {}
     try:
-        with open_url(url) as stream:
-            for member in tar_file_iterator(stream):
-                key, suffix = base_plus_ext(member["fname"])
+        with open_url(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                key, suffix = base_plus_ext(member.name)
                 # Beside each sample lie its facts, which the index knows as well.
-                if key is not None and suffix != "json":
-                    members[key] = member["data"]
+                if key is None or suffix == "json" or not member.isreg():
+                    continue
+                num_bytes -= member.size
+                if num_bytes < 0:
+                    raise tarfile.TarError("it holds more than its index says")
+                content = tar.extractfile(member)
+                members[key] = b"" if content is None else content.read()
+                tar.members = []  # type: ignore[attr-defined]  # a stream never goes back to them
     except STREAM_ERRORS as error:
         return ShardContents(members, describe(error))
     return ShardContents(members, "")
@@ -65,6 +78,7 @@ class ShardStore:
         self.origin = located.origin
         self._urls = located.urls
         self._files = [entry.file for entry in located.index.shards]
+        self._num_bytes = [entry.num_bytes for entry in located.index.shards]
         counts = [len(entry.samples) for entry in located.index.shards]
         # Arrays, not lists: worker processes would copy these for their reference counts.
         shards = np.repeat(np.arange(len(counts)), counts)
@@ -150,7 +164,7 @@ class ShardStore:
             return self._empty[shard]
         if self._open is None or self._open[0] != shard:
             self._open = None  # before the next one comes in
-            contents = read_shard(self._urls[shard])
+            contents = read_shard(self._urls[shard], self._num_bytes[shard])
             if not contents.members:
                 # Remembered for this turn, so that a dead server is not asked once a sample.
                 self._empty[shard] = contents

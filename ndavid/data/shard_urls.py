@@ -7,7 +7,6 @@ of the user's and reads what it prints.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tarfile
 import zlib
@@ -102,8 +101,8 @@ def open_url(url: str) -> Iterator[Any]:
         OSError: it cannot be opened, or the program that brings it failed: that is then the cause
             of whatever else was raised.
     """
-    # As in file names of other libraries: no scheme, no "file:".
-    opened = gopen(os.fspath(local_path(url)) if is_local(url) else url)
+    # Files are opened here: what a path is called must not choose a program of gopen's.
+    opened = local_path(url).open("rb") if is_local(url) else gopen(url)
     # webdataset's own wrapper drops what a program that failed has said before it did.
     stream = opened.stream if isinstance(opened, Pipe) else opened
     with contextlib.closing(stream):

@@ -23,6 +23,7 @@ from ndavid.data.image_packing import image_file
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.manifest import ClipRecord
 from ndavid.data.shard_index import FIELDS, Kind, ShardEntry, ShardIndex, member_key, parse_index
+from ndavid.data.shard_index_checks import check_head, check_sample
 from ndavid.data.shard_store import read_shard
 from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
 from ndavid.errors import ConfigError, DataError
@@ -50,6 +51,9 @@ class ShardInput(Protocol):
 
     def item(self, index: int) -> ShardItem:
         """One sample. Raises DataError for one that cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What errors call it."""
 
 
 class ClipFiles:
@@ -85,6 +89,9 @@ class ClipFiles:
         facts = tuple(getattr(record, field) for field in FIELDS[self.kind])
         return ShardItem(content, path.suffix[1:].lower() or "video", facts)
 
+    def name(self, index: int) -> str:
+        return os.fspath(self.root / self.records[index].path)
+
 
 class ImageFiles:
     """Images: JPEG files as they are, everything else encoded.
@@ -110,6 +117,9 @@ class ImageFiles:
         facts = (name, int(self.source.labels[index]))
         return ShardItem(content, suffix, facts)
 
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
 
 @dataclass(frozen=True)
 class WrittenShards:
@@ -133,7 +143,8 @@ def write_shards(
 ) -> WrittenShards:
     """Writes ``output/000000.tar`` and so on, and their index.
 
-    The same samples and seed give the same bytes. Samples that cannot be read are left out.
+    The same samples and seed give the same bytes. Samples that cannot be read, or whose
+    name no index can hold, are left out.
 
     Args:
         samples: what to write.
@@ -147,9 +158,14 @@ def write_shards(
 
     Raises:
         ConfigError: the folder holds shards, or more shards than samples are asked for.
-        DataError: none of the samples can be read.
+        DataError: none of the samples can be read, or classes that no index can hold.
     """
     _check(samples, output, num_shards)
+    head = {"split": split, "fold": fold, "source": source or {}, "classes": list(classes)}
+    try:
+        check_head(head)
+    except ValueError as error:
+        raise DataError(output, f"cannot write shards: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(samples), generator=draw)
@@ -210,7 +226,7 @@ def _write_shard(
             with TarWriter(handle, encoder=False, mtime=0) as tar:
                 for index in part:
                     try:
-                        item = samples.item(index)
+                        item = _sound(samples, index)
                     except DataError as error:
                         bad.append((error.path, error.reason))
                         continue
@@ -223,6 +239,16 @@ def _write_shard(
     finally:
         partial.unlink(missing_ok=True)
     return written
+
+
+def _sound(samples: ShardInput, index: int) -> ShardItem:
+    """A sample that the index can hold; readers would refuse the whole index for another."""
+    item = samples.item(index)
+    try:
+        check_sample(dict(zip(FIELDS[samples.kind], item.facts, strict=True)))
+    except ValueError as error:
+        raise DataError(samples.name(index), str(error)) from error
+    return item
 
 
 def _member(kind: Kind, key: str, item: ShardItem) -> dict[str, Any]:
@@ -257,5 +283,5 @@ def _problem(path: Path, entry: ShardEntry) -> str:
         return ""
     found = path.stat().st_size
     size = "" if found == entry.num_bytes else f", {found} bytes instead of {entry.num_bytes}"
-    whole = len(read_shard(str(path)).members)
+    whole = len(read_shard(str(path), entry.num_bytes).members)
     return f"not as written{size}; {whole} of {len(entry.samples)} samples are there"

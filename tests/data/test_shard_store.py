@@ -69,9 +69,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards opened, in order."""
     urls: list[str] = []
 
-    def noted(url: str) -> shard_store.ShardContents:
+    def noted(url: str, num_bytes: int) -> shard_store.ShardContents:
         urls.append(url)
-        return read_shard(url)
+        return read_shard(url, num_bytes)
 
     monkeypatch.setattr(shard_store, "read_shard", noted)
     return urls
@@ -220,7 +220,7 @@ def test_a_shard_that_a_server_lacks_is_a_bad_one(shards: Path, server: str) -> 
 def test_a_failing_command_is_told_with_its_code(shards: Path) -> None:
     with pytest.raises(DataError, match="ended with code 3"):
         locate(f"pipe:cat {shards}/{{000000..000003}}.tar; exit 3", "images")
-    contents = read_shard(f"pipe:cat {shards}/000000.tar; exit 3")
+    contents = read_shard(f"pipe:cat {shards}/000000.tar; exit 3", 1 << 20)
     assert len(contents.members) == 6 and "ended with code 3" in contents.problem
 
 

@@ -56,9 +56,9 @@ def main() -> None:
     reads.mkdir(parents=True, exist_ok=True)
     read_shard = shard_store.read_shard
 
-    def noted(url: str) -> shard_store.ShardContents:
+    def noted(url: str, num_bytes: int) -> shard_store.ShardContents:
         note(reads, {"shard": Path(url).name})
-        return read_shard(url)
+        return read_shard(url, num_bytes)
 
     shard_store.read_shard = noted  # the workers are forked from here
     sampler = DenseClip(4, 2)
