@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import get_args
 
 from ndavid.config import run_main
 from ndavid.data.annotations import Annotations, parse_hmdb51, parse_kinetics, parse_ucf101
-from ndavid.data.folder_annotations import parse_folder
+from ndavid.data.folder_annotations import Layout, parse_folder
 from ndavid.data.preparation import PrepareSettings, prepare, summary
 from ndavid.interruption import kept_when_interrupted
 
@@ -47,7 +48,12 @@ def main() -> None:
 
 def read_annotations(options: argparse.Namespace) -> Annotations:
     if options.dataset == "folder":
-        return parse_folder(options.videos, test_fraction=options.test_fraction, seed=options.seed)
+        return parse_folder(
+            options.videos,
+            layout=options.layout,
+            test_fraction=options.test_fraction,
+            seed=options.seed,
+        )
     return PARSERS[options.dataset](options.annotations or options.videos)
 
 
@@ -87,11 +93,15 @@ def parse_options() -> argparse.Namespace:
         "--test-fraction", type=fraction, default=0.0,
         help="folder without test/: this share of each class becomes test (0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--layout", choices=get_args(Layout), default="auto",
+        help="folder: what the top folders are; auto tells by their names",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of --test-fraction (0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
-    if options.test_fraction and options.dataset != "folder":
-        parser.error("--test-fraction is for folder: the other datasets have official splits")
+    if (options.test_fraction or options.layout != "auto") and options.dataset != "folder":
+        parser.error("--test-fraction and --layout are for folder: the others have official splits")
     return options
 
 

@@ -57,11 +57,13 @@ class Annotations:
         group_of: a clip's path -> the name of the source that it was cut from. Clips of one source
             must not lie on both sides of a split; the name counts within the clip's class. With ""
             the clip stands alone.
+        notes: what a person should know of them, a line each.
     """
 
     classes: tuple[str, ...]
     splits: tuple[Mapping[str, Entry], ...]
     group_of: Callable[[str], str]
+    notes: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from ndavid.data.journal import Journal
 from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.workers import Crashed, run_all
-from ndavid.errors import DataError, DecodeError
+from ndavid.errors import DataError, DecodeError, printable
 
 JOURNAL = "journal.jsonl"
 CLIPS = "clips"
@@ -82,6 +82,7 @@ class Preparation:
     missing: tuple[str, ...]
     unlisted: tuple[str, ...]
     leaks: tuple[Leak, ...]
+    notes: tuple[str, ...]
     num_reused: int
     seconds: float
 
@@ -142,6 +143,7 @@ def prepare(
         missing=matches.missing,
         unlisted=matches.unlisted,
         leaks=leaked_groups(manifest),
+        notes=annotations.notes,
         num_reused=len(tasks) - len(todo),
         seconds=time.monotonic() - started,
     )
@@ -158,6 +160,7 @@ def summary(preparation: Preparation) -> str:
         f"({preparation.seconds:.1f} s; {preparation.num_reused} were done before)",
         f"  frames a clip: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
     ]
+    lines += [f"  {note}" for note in preparation.notes]
     for fold in range(1, manifest.num_folds + 1):
         sides = Counter(record.splits[fold - 1] or "unused" for record in manifest.records)
         parts = ", ".join(
@@ -174,7 +177,7 @@ def summary(preparation: Preparation) -> str:
     lines += _problem_lines(
         "leaked groups", "leaked_groups.csv", [str(leak) for leak in preparation.leaks]
     )
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 # --- tasks, in this process -----------------------------------------------------------------------

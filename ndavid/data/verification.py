@@ -15,6 +15,7 @@ from ndavid.data.changed_files import changed_files, is_recorded
 from ndavid.data.decode import probe
 from ndavid.data.leaks import leaked_groups
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
+from ndavid.data.split_names import side_called
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError
 
@@ -102,6 +103,12 @@ def _label_errors(manifest: Manifest) -> list[str]:
         for record in manifest.records
         if not -1 <= record.label < num_classes
     ]
+    called = {side_called(name) for name in manifest.classes} - {None}
+    if "train" in called and len(called) > 1:
+        errors.append(
+            f"classes are called {', '.join(filter(side_called, manifest.classes))}: folders of a "
+            "split were taken for classes, and test videos for training ones; prepare it again"
+        )
     for fold in range(1, manifest.num_folds + 1):
         for side in ("train", "test"):
             records = manifest.select(side, fold)

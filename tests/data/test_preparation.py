@@ -183,6 +183,15 @@ def test_a_folder_of_ones_own_with_equal_stems(original: Path, tmp_path: Path):
     assert all((tmp_path / "out" / path).exists() for path in paths)
 
 
+def test_a_class_folder_without_videos_is_named(original: Path, tmp_path: Path):
+    (tmp_path / "mine" / "none").mkdir(parents=True)
+    (tmp_path / "mine" / "some").mkdir()
+    shutil.copy(next(original.glob("*/*.mp4")), tmp_path / "mine" / "some")
+    annotations = parse_folder(tmp_path / "mine")
+    done = prepare(annotations, tmp_path / "mine", tmp_path / "out", num_workers=0, progress=False)
+    assert "1 folder holds no videos, and no clip comes of it: none" in summary(done)
+
+
 def test_an_unlabelled_folder_is_fine_for_pretraining(original: Path, tmp_path: Path):
     (tmp_path / "flat").mkdir()
     for number, clip in enumerate(sorted(original.glob("*/*.mp4"))[:3]):
@@ -316,6 +325,19 @@ def test_a_class_absent_from_test_is_found(videos: Path, tmp_path: Path):
     path.write_text("".join(line for line in path.open() if "Recede" not in line))
     run(videos, tmp_path / "out")
     assert check(tmp_path / "out").errors == ("fold 1: class 'Recede' has no clip in test",)
+
+
+def test_split_folders_taken_for_classes_are_found(original: Path, tmp_path: Path):
+    for number, place in enumerate(("train", "test", "extra")):
+        (tmp_path / "mine" / place / "a").mkdir(parents=True)
+        shutil.copy(sorted(original.glob("*/*.mp4"))[number], tmp_path / "mine" / place / "a")
+    with pytest.raises(DataError, match="which of these are to be trained on"):
+        parse_folder(tmp_path / "mine")
+    # What was prepared before that was checked.
+    as_before = parse_folder(tmp_path / "mine", layout="classes")
+    prepare(as_before, tmp_path / "mine", tmp_path / "out", num_workers=0, progress=False)
+    (error,) = check(tmp_path / "out").errors
+    assert "classes are called test, train" in error and "prepare it again" in error
 
 
 def test_no_manifest_is_a_data_error(tmp_path: Path):
