@@ -69,6 +69,7 @@ def discriminator_loss(
     objective: Objective = "hinge",
     alpha: float = 1.0,
     beta: float = 0.0,
+    nda_mask: Tensor | None = None,
 ) -> DiscriminatorLoss:
     """Returns what the discriminator minimises, given its logits on three kinds of image.
 
@@ -83,6 +84,8 @@ def discriminator_loss(
         alpha: weight of the generated images, the paper's lambda; > 0.
         beta: weight of the broken images, 1 - lambda; >= 0. At 0 the loss and its gradients are,
             to the bit, those without NDA logits.
+        nda_mask: bool (B''), True where the image counts; the mean is over those, and 0 where there
+            are none. An image that no operation could change is a real one.
 
     Raises:
         ValueError: on logits that are not (B,) with B > 0, an unknown objective, weights out of
@@ -96,7 +99,7 @@ def discriminator_loss(
     loss = real_part + alpha * fake_part
     nda_part = torch.full_like(real_part.detach(), math.nan)
     if nda is not None:
-        nda_part = _fake_term(_logits(nda, "nda"), objective).mean()
+        nda_part = _mean_where(_fake_term(_logits(nda, "nda"), objective), nda_mask)
         # Left out rather than multiplied by 0: an infinite logit would make that NaN.
         if weighs_nda:
             loss = loss + beta * nda_part
@@ -185,6 +188,19 @@ def _fake_term(logits: Tensor, objective: Objective) -> Tensor:
     if objective == "chi2":
         return _chi2_ratio(logits).square() - 1
     return logits  # wasserstein
+
+
+def _mean_where(terms: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of the terms that the mask takes, 0 where it takes none."""
+    if mask is None:
+        return terms.mean()
+    if mask.dtype != torch.bool or mask.shape != terms.shape:
+        raise ValueError(
+            f"nda_mask must be bool {tuple(terms.shape)} (True = use), "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    # Filled and not multiplied: an infinite term times 0 is NaN.
+    return terms.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def _chi2_ratio(logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from ndavid.errors import ConfigError
-from ndavid.nda.base import NegativeAugmentation, Params
+from ndavid.nda.base import NegativeAugmentation, Params, cropped_like
 
 Span = Literal["block", "clip"]
 
@@ -35,6 +35,9 @@ class BrokenBlocks(NamedTuple):
     changed: Tensor
     """(K * B, N, H, W) float: the share of the block's frames that changed at each pixel; 0 in
     blocks that barely move (``min_motion``) or came out as they went in."""
+    differs: Tensor
+    """bool (K * B, N, H, W): pixels that came out of some frame not as they went in. The operation
+    may have moved what looks the same everywhere: frames of a still background."""
     partner: Tensor
     """(K * B,) index of the sample that lent content, -1 where none did."""
 
@@ -56,15 +59,27 @@ def break_blocks(
     return BrokenBlocks(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
 
 
-def changed_cells(changed: Tensor, grid: tuple[int, int], min_changed: float) -> Tensor:
-    """Shares (B, N, H, W) -> bool (B, N, h, w): cells of which at least ``min_changed`` changed.
+def changed_cells(
+    changed: Tensor, differs: Tensor, grid: tuple[int, int], min_changed: float
+) -> Tensor:
+    """Which cells are negatives: bool (B, N, h, w).
 
     A cell stands for its own patch of pixels; what a wide receptive field sees beside it is not
     counted.
+
+    Args:
+        changed: (B, N, H, W) shares, as in `BrokenBlocks`.
+        differs: bool (B, N, H, W), likewise.
+        grid: (h, w).
+        min_changed: the least share of a cell that must have changed. Of such cells those count in
+            which some pixel differs; at 0 all cells count, untouched ones too.
     """
     shares = F.adaptive_avg_pool2d(changed, grid)
     # A half that the mean rounds to 0.49999997 is still a half.
-    return shares >= min_changed - 1e-4
+    enough = shares >= min_changed - 1e-4
+    if not min_changed:
+        return enough
+    return enough & (F.adaptive_max_pool2d(differs.to(changed.dtype), grid) > 0)
 
 
 def without_repeats(broken: BrokenBlocks, blocks: Tensor) -> BrokenBlocks:
@@ -147,8 +162,10 @@ def _break_once(
             )
         broken = rearrange(broken, _SPLIT[span], n=num_blocks)
         changed = _changed(operation, params, blocks, span)
-    changed = changed * ~_equal_blocks(broken, blocks)[..., None, None]
-    return BrokenBlocks(broken, changed, _partner(params, len(blocks)).to(blocks.device))
+    differs = (broken != cropped_like(blocks, broken)).any(dim=2).any(dim=2)
+    changed = changed * differs.flatten(2).any(2)[..., None, None]
+    partner = _partner(params, len(blocks)).to(blocks.device)
+    return BrokenBlocks(broken, changed, differs, partner)
 
 
 def _changed(operation: NegativeAugmentation, params: Params, blocks: Tensor, span: Span) -> Tensor:
@@ -164,13 +181,6 @@ def _changed(operation: NegativeAugmentation, params: Params, blocks: Tensor, sp
     # Blocks follow one another in time either way.
     joined = torch.cat(masks, dim=1).float()
     return reduce(joined, "b (n t) h w -> b n h w", "mean", n=num_blocks)
-
-
-def _equal_blocks(broken: Tensor, blocks: Tensor) -> Tensor:
-    """Bool (B, N): blocks that came out bit for bit as they went in, up to a crop."""
-    frames, height, width = broken.shape[-3:]
-    same = broken == blocks[..., :frames, :height, :width]
-    return same.flatten(start_dim=2).all(dim=2)
 
 
 def _partner(params: Params, batch: int) -> Tensor:

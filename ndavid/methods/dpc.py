@@ -7,13 +7,18 @@ Every prediction p[b, i, c] (sample, step, cell) is one row of a softmax. Its po
 f[b, i, c]; its negatives are all other targets of the batch, on all ranks; its NDA negatives, the
 features of clips broken on purpose. Three decisions keep those from being positives in disguise:
 
-* A cell that the operation left alone is masked, and so is a block flagged as static. Across blocks
+* A cell that the operation left alone is masked, and so are a block flagged as static and what came
+  out as it went in: a still background in another order of frames, a looped clip. Across blocks
   (``nda.span=clip``), a cell that came from the same cell of another block counts as left alone.
 * A row meets the *same cell* of the broken maps (``nda.align``). A jigsaw moves the row's positive,
   all but intact, to another cell; and broken copies of other cells are broken copies of what are
   easy negatives anyway.
 * With ``nda.share=batch``, a row does not meet the clips that borrowed content from its own sample:
   where stitch pasted it, the cell holds the row's positive.
+
+With ``nda.entry=pooled`` broken features do not enter that softmax, where cells meet cells, but one
+of their own: a row a (sample, step), its positive the pooled target, its negatives pooled likewise.
+Were they put beside the positive of a cell, a prediction could tell them by being of a cell at all.
 
 Differences from the papers: negatives are gathered across ranks with gradient (DPC's came from one
 GPU); a temperature and unit-length features are options (DPC has neither).
@@ -22,6 +27,7 @@ GPU); a temperature and unit-length features are options (DPC has neither).
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +38,7 @@ from ndavid.collectives import gather_with_grad, rank
 from ndavid.errors import ConfigError
 from ndavid.losses.chunked import info_nce_in_chunks
 from ndavid.losses.contrastive import (
+    InfoNce,
     contrastive_metrics,
     info_nce_from_similarities,
     paired_similarity,
@@ -117,13 +124,24 @@ class DpcMethod(nn.Module):
     ) -> dict[str, Tensor]:
         """One step's ``loss`` (with gradient) and detached metrics (`contrastive_metrics`).
 
-        ``generator`` (CPU) draws the NDA parameters; ``step`` is where the weight's warm-up stands.
+        With NDA also ``nda_unchanged``: the share of broken blocks that came out as they went in.
+        They are masked. ``generator`` (CPU) draws the NDA parameters; ``step`` is where the
+        weight's warm-up stands.
         """
         blocks = self._blocks(batch["video"])
         predictions, targets = self.dpc(blocks)
         nda = self._negatives(blocks, predictions, targets, generator)
+        weight, pooled = self.nda.weight_at(step), self.nda.entry == "pooled"
         contrast = self._contrast_in_chunks if self.chunk_rows else self._contrast
-        loss, metrics = contrast(predictions, targets, nda, self.nda.weight_at(step))
+        among_cells = None if nda is None or pooled else nda.dealt
+        loss, metrics = contrast(predictions, targets, among_cells, weight)
+        if nda is not None:
+            if pooled:
+                of_maps = self._contrast_pooled(predictions, targets, nda.dealt, weight)
+                if weight > 0:  # not even a gradient of 0, which would change the order of sums
+                    loss = loss + of_maps.loss
+                metrics |= contrastive_metrics(of_maps)
+            metrics["nda_unchanged"] = nda.unchanged
         return {"loss": loss} | metrics
 
     def _contrast(
@@ -168,6 +186,21 @@ class DpcMethod(nn.Module):
             nda_scale=self.nda.scale,
         )
 
+    def _contrast_pooled(
+        self, predictions: Tensor, targets: Tensor, nda: DealtNegatives, weight: float
+    ) -> InfoNce:
+        """Each pooled prediction's own target against what is broken, both pooled."""
+        predictions, targets = _pooled(predictions), _pooled(targets)
+        broken = columns_of(nda, targets)
+        return info_nce_from_similarities(
+            paired_similarity(self._rows(predictions), self._rows(targets)),
+            nda=broken.similarity,
+            temperature=self.temperature,
+            nda_weight=weight,
+            nda_scale=self.nda.scale,
+            nda_mask=broken.mask,
+        )
+
     def _columns(self, keys: Tensor, nda: DealtNegatives | None) -> Tensor:
         """The targets of all ranks, (K, D), which all rows meet."""
         columns = gather_with_grad(keys)
@@ -193,7 +226,7 @@ class DpcMethod(nn.Module):
         predictions: Tensor,
         targets: Tensor,
         generator: torch.Generator | None,
-    ) -> DealtNegatives | None:
+    ) -> _Negatives | None:
         if self.operation is None:
             return None
         originals = self._blocks_to_break(blocks)
@@ -212,9 +245,11 @@ class DpcMethod(nn.Module):
         true = targets if self.nda.where == "context" else predictions
         if self.nda.entry == "pooled":
             true, features = _pooled(true), _pooled(features)
-        return deal_negatives(
+        dealt = deal_negatives(
             self.nda, self._comparable(true), self._comparable(features), used, broken.partner
         )
+        same = ~broken.differs.flatten(start_dim=2).any(dim=2)
+        return _Negatives(dealt, same.float().mean())
 
     def _blocks_to_break(self, blocks: Tensor) -> Tensor:
         context, future = self.dpc.split(blocks)
@@ -232,17 +267,19 @@ class DpcMethod(nn.Module):
             return self.dpc.predict_from(features) if self.nda.where == "context" else features
 
     def _used_cells(self, broken: BrokenBlocks, features: Tensor) -> Tensor:
-        """Bool (KB, Q, h, w): which of the features (KB, Q, D, h, w) are negatives."""
-        changed = broken.changed
+        """Bool (KB, Q, h, w): which of the features (KB, Q, D, h, w) are negatives.
+
+        Pooled: (KB, Q, 1, 1).
+        """
+        changed, differs = broken.changed, broken.differs
         steps, _, height, width = features.shape[1:]
-        least = self.nda.least_changed
         if self.nda.where == "context":
             # Every step is predicted from all of the past.
             changed = changed.mean(dim=1, keepdim=True).expand(-1, steps, -1, -1)
-        if self.nda.entry == "pooled":
-            # The whole map is one cell.
-            return changed_cells(changed, (1, 1), least).expand(-1, -1, height, width)
-        return changed_cells(changed, (height, width), least)
+            differs = differs.any(dim=1, keepdim=True).expand(-1, steps, -1, -1)
+        # A pooled map is one cell.
+        grid = (1, 1) if self.nda.entry == "pooled" else (height, width)
+        return changed_cells(changed, differs, grid, self.nda.least_changed)
 
     def _rows(self, maps: Tensor, order: str = NATURAL_ORDER) -> Tensor:
         return dense_rows(self._comparable(maps), order)
@@ -254,6 +291,13 @@ class DpcMethod(nn.Module):
 
 
 def _pooled(maps: Tensor) -> Tensor:
-    """The mean over space in every cell, float32."""
-    maps = maps.float()
-    return maps.mean(dim=(-2, -1), keepdim=True).expand_as(maps)
+    """The mean over space, float32: maps of a single cell, (B, P, D, 1, 1)."""
+    return maps.float().mean(dim=(-2, -1), keepdim=True)
+
+
+class _Negatives(NamedTuple):
+    """The broken features of a step, dealt to rows, and how many are none."""
+
+    dealt: DealtNegatives
+    unchanged: Tensor
+    """Scalar: the share of broken blocks that came out as they went in."""

@@ -18,7 +18,8 @@ ranks, and the spectral norms are estimated once a turn.
 
 Differences from the original code: one discriminator pass over [generated, real, broken], where it
 had two and advanced the spectral norm twice; broken images are broken for certain (its operations
-now and then return the image as it was).
+now and then return the image as it was), and an image that came out unchanged all the same, such
+as a plain area cut into a jigsaw, is masked.
 """
 
 from __future__ import annotations
@@ -198,8 +199,11 @@ class GanMethod(nn.Module):
         streams, labels = [batch["fake"], real], [batch["fake_label"], batch["label"]]
         # Branched off with NDA and without, so that all later draws are the same.
         nda_generator = branch(generator)
+        changed = unchanged = None
         if self.operation is not None and beta > 0:
-            streams.append(self.operation(real, generator=nda_generator))
+            made = self.operation.broken(real, generator=nda_generator)
+            changed, unchanged = made.changed, made.params["unchanged"]
+            streams.append(made.pixels)
             labels.append(batch["label"])
         shown = [self._augmented(stream, generator) for stream in streams]
         # One sigma a turn: only its first batch moves the estimate.
@@ -208,15 +212,19 @@ class GanMethod(nn.Module):
         fake, true, *broken = logits.float().split([len(stream) for stream in streams])
         objective = self.adversarial.objective
         result = discriminator_loss(
-            true, fake, *broken, objective=objective, alpha=alpha, beta=beta
+            true, fake, *broken, objective=objective, alpha=alpha, beta=beta, nda_mask=changed
         )
         loss = result.loss
         metrics = {"real_logit": true.mean(), "fake_logit": fake.mean()}
-        if broken:
-            metrics |= {"nda_logit": broken[0].mean(), "nda_below_real": _below(broken[0], true)}
+        if changed is not None and unchanged is not None:
+            metrics |= {
+                "nda_logit": _mean_of(broken[0], changed),
+                "nda_below_real": _mean_of(_below_each(broken[0], true), changed),
+                "nda_unchanged": unchanged.float().mean(),
+            }
         metrics |= {"fake_below_real": _below(fake, true)}
         if objective == "wasserstein" and self.adversarial.gradient_penalty:
-            penalty = self._penalty(shown, labels, alpha, generator)
+            penalty = self._penalty(shown, labels, changed, alpha, generator)
             loss = loss + self.adversarial.gradient_penalty * penalty
             metrics["gradient_penalty"] = penalty
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
@@ -250,16 +258,22 @@ class GanMethod(nn.Module):
         self,
         shown: Sequence[Tensor],
         labels: Sequence[Tensor | None],
+        changed: Tensor | None,
         alpha: float,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """The gradient penalty between real images and what the critic faces: alpha of it fakes."""
+        """The gradient penalty between real images and what the critic faces: alpha of it fakes.
+
+        Fakes stand in for the broken images that did not change (``changed`` (B,) is False).
+        """
         fake, real, *broken = shown
         mix = torch.rand(len(real), generator=generator).to(real.device)
         other = fake
         if broken:
-            chosen = torch.rand(len(real), generator=generator) < alpha
-            other = torch.where(_column(chosen, real), fake, broken[0])
+            chosen = _column(torch.rand(len(real), generator=generator) < alpha, real)
+            if changed is not None:
+                chosen = chosen | ~_column(changed, real)
+            other = torch.where(chosen, fake, broken[0])
         discriminator = self.gan.discriminator
         with frozen_power_iteration(discriminator):
             # Not by a call: what torch.compile makes of a module has no second derivative.
@@ -297,7 +311,7 @@ def _require_weights(nda: GanNdaConfig, adversarial: AdversarialConfig) -> None:
 
 
 def _column(chosen: Tensor, images: Tensor) -> Tensor:
-    """A choice (B,) made on the CPU, ready to broadcast over images."""
+    """A choice (B,), ready to broadcast over images."""
     return chosen.to(images.device, non_blocking=True)[:, None, None, None]
 
 
@@ -309,4 +323,14 @@ def _joined(labels: Sequence[Tensor | None]) -> Tensor | None:
 
 def _below(negative: Tensor, real: Tensor) -> Tensor:
     """Share of the pairs of logits in which the negative's is below the real one's."""
-    return (negative[:, None] < real[None, :]).float().mean()
+    return _below_each(negative, real).mean()
+
+
+def _below_each(negative: Tensor, real: Tensor) -> Tensor:
+    """Of each negative (B,), the share of the real logits that lie above it."""
+    return (negative[:, None] < real[None, :]).float().mean(dim=1)
+
+
+def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """The mean of the values (B,) that are chosen, NaN when none is."""
+    return values.masked_fill(~chosen, 0.0).sum() / chosen.sum()

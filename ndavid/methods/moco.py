@@ -97,10 +97,11 @@ class MocoMethod(nn.Module):
     ) -> dict[str, Tensor]:
         """One step's ``loss`` (with gradient) and detached metrics (`contrastive_metrics`).
 
-        ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters; ``step`` is where
-        the NDA weight's warm-up stands. In eval mode, too, the key encoder moves and keys are
-        queued: to look and not to touch, use ``features``. Raises ValueError on a batch without
-        the views it needs.
+        With NDA also ``nda_unchanged``: the share of broken samples that came out as they went in.
+        They are masked. ``generator`` (CPU) draws augmentation, shuffling and the NDA parameters;
+        ``step`` is where the NDA weight's warm-up stands. In eval mode, too, the key encoder moves
+        and keys are queued: to look and not to touch, use ``features``. Raises ValueError on a
+        batch without the views it needs.
         """
         nda_generator = branch(generator)
         views = self._views(batch, generator, nda_generator)
@@ -125,7 +126,9 @@ class MocoMethod(nn.Module):
         ]
         for each in positives:
             self.moco.enqueue(each)
-        return _mean_outputs(results)
+        unchanged = [each.unchanged for each in broken if each.unchanged is not None]
+        metrics = {"nda_unchanged": torch.stack(unchanged).float().mean()} if unchanged else {}
+        return _mean_outputs(results) | metrics
 
     def _views(
         self,
@@ -152,16 +155,16 @@ class MocoMethod(nn.Module):
     ) -> _Broken:
         """Breaks the view that ``nda.view`` names, ``nda.per_sample`` times."""
         if self.operation is None:
-            return _Broken((), None)
+            return _Broken((), None, None)
         pixels = views[{"query": query, "key": key, "fresh": -1}[self.nda.view]]
-        made, active = [], []
-        for _ in range(self.nda.per_sample):
-            params = self.operation.flag(pixels, self.operation.sample(pixels.shape, generator))
-            made.append(self.operation.apply(pixels, params))
-            # A sample that was flagged as static counts as unchanged: its "negative" is true.
-            changed = self.operation.changed_mask(params, pixels.shape)
-            active.append(changed.flatten(1).any(dim=1).to(pixels.device))
-        return _Broken(tuple(made), torch.stack(active, dim=1))
+        draws = [
+            self.operation.broken(pixels, generator=generator) for _ in range(self.nda.per_sample)
+        ]
+        return _Broken(
+            tuple(draw.pixels for draw in draws),
+            torch.stack([draw.changed for draw in draws], dim=1),
+            torch.stack([draw.params["unchanged"] for draw in draws], dim=1),
+        )
 
     def _encode_each(
         self, encode: Encode, true: Sequence[Tensor], broken: Sequence[_Broken] | None
@@ -217,7 +220,9 @@ class _Broken(NamedTuple):
     pixels: tuple[Tensor, ...]
     """one (B, C, [T,] H, W) a draw"""
     active: Tensor | None
-    """(B, draws), False where the sample did not change"""
+    """(B, draws), False where the sample did not change, or an op flagged it"""
+    unchanged: Tensor | None
+    """(B, draws), True where the sample came out as it went in"""
 
 
 def _mean_outputs(results: Sequence[InfoNce]) -> dict[str, Tensor]:

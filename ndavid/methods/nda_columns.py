@@ -68,7 +68,7 @@ def deal_negatives(
     are gathered, with gradient, and each group knows who lent content to which of its features.
     """
     batch, steps, _, height, width = true.shape
-    # Pooled maps hold the same vector in every cell: once is enough.
+    # A pooled map has one cell; of a broken prediction it meets its own step alone.
     align = "same_cell" if config.entry == "pooled" else config.align
     groups = (_GROUPS_OF_STEPS if config.where == "context" else _GROUPS)[config.share, align]
     order = _ROWS[config.share]

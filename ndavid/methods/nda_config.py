@@ -65,8 +65,9 @@ class NdaConfig(NegativesConfig):
     """What is broken: the predicted blocks, every block, or the past that predictions come from.
     A broken block is a false target; a broken past makes a false prediction of a true target."""
     entry: Literal["cells", "pooled"] = "cells"
-    """Whether broken features enter cell by cell, unchanged cells masked, or averaged over space,
-    one column for all the cells of a prediction."""
+    """Whether broken features enter cell by cell, beside the other cells and unchanged ones masked,
+    or averaged over space, against the average of the row's own target: like meets like. Averages
+    have a softmax of their own, whose loss is added to that of the cells."""
     align: Literal["same_cell", "all"] = "same_cell"
     """Which cells of a broken map a row meets. The default, because an operation that moves
     content (a jigsaw) puts the row's own positive, all but intact, into another cell."""

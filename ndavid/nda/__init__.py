@@ -9,7 +9,7 @@
 torch.Size([4, 3, 16, 32, 32])
 """
 
-from ndavid.nda.base import NegativeAugmentation, Params, ShapeError
+from ndavid.nda.base import Broken, NegativeAugmentation, Params, ShapeError
 from ndavid.nda.compose import OPS, Compose, OneOf, from_spec, to_spec
 from ndavid.nda.mixing import CutMix, Mixup, Stitch, TemporalStitch
 from ndavid.nda.spatial import Cutout, Jigsaw, PatchResample
@@ -24,6 +24,7 @@ from ndavid.nda.temporal import (
 
 __all__ = [
     "OPS",
+    "Broken",
     "Compose",
     "CuboidJigsaw",
     "CutMix",

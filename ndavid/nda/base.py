@@ -11,8 +11,9 @@ Clips are ``(B, C, T, H, W)``, images ``(B, C, H, W)``; no op cares what ``C`` h
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import ClassVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +24,23 @@ Params = dict[str, Tensor]
 """What one call drew: named tensors on the CPU, each with the batch as its first dimension."""
 
 
+FLAGS = ("static", "unchanged")
+"""Parameters that say of a sample, bool ``(B,)``: whatever was done to it, it is no negative."""
+
+
 class ShapeError(ConfigError, ValueError):
     """A batch that an op cannot break: too few samples, frames or pixels, or an uneven grid."""
+
+
+class Broken(NamedTuple):
+    """What one draw made of a batch, and which of its samples are negatives."""
+
+    pixels: Tensor
+    """The broken batch."""
+    params: Params
+    """As drawn, flagged and compared: ``unchanged`` ``(B,)`` is among them."""
+    changed: Tensor
+    """bool ``(B,)``: False where the output equals the input, or the op flagged the sample."""
 
 
 class NegativeAugmentation(abc.ABC):
@@ -36,12 +52,23 @@ class NegativeAugmentation(abc.ABC):
         clips_only: the op needs a time axis.
         acts_on: which coordinates of a pixel's origin the op alters, out of "space", "time" and
             "sample", or "value" where it overwrites. ``Compose`` relies on it.
+
+    Every draw moves or replaces something, and still the content may come out as it went in: frames
+    of a still in another order, equal patches that change place, a half of an equal partner. Only
+    the data can tell. ``broken`` compares output and input and masks such samples, for every op and
+    every combination of ops alike.
     """
 
     name: ClassVar[str]
     needs_partner: ClassVar[bool] = False
     clips_only: ClassVar[bool] = False
     acts_on: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Here, once for all ops, so that no mask can forget a flag.
+        super().__init_subclass__(**kwargs)
+        if "changed_mask" in vars(cls):
+            setattr(cls, "changed_mask", _without_flagged(vars(cls)["changed_mask"]))  # noqa: B010
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Params:
         """Draw the parameters for a batch: a pure function of ``shape`` and ``generator``.
@@ -62,7 +89,8 @@ class NegativeAugmentation(abc.ABC):
         """Bring the parameters to ``x``'s device and add what only the data can tell.
 
         Most ops add nothing. Ops with ``min_motion`` add ``static`` ``(B,)``: samples that barely
-        move, whose "negative" would be the positive. Nothing here waits for the device.
+        move, whose "negative" would be the positive. Nothing here waits for the device. What
+        did not change at all is found by `compare`.
         """
         return to_device(params, x.device)
 
@@ -77,9 +105,36 @@ class NegativeAugmentation(abc.ABC):
                 )
         return self._apply(x, params)
 
+    def compare(self, x: Tensor, broken: Tensor, params: Params) -> Params:
+        """Add ``unchanged`` ``(B,)``: samples of ``broken`` that equal those of ``x``, bit for bit.
+
+        Args:
+            x: what was broken.
+            broken: ``apply(x, params)``.
+            params: flagged, so that they lie on the device of ``x``.
+
+        Returns:
+            ``params`` and the flag, which ``changed_mask`` heeds. A crop is no change. Nothing here
+            waits for the device.
+        """
+        return {**params, "unchanged": ~differs(x, broken)}
+
     def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw, flag and apply in one go; the shape, dtype and device of ``x`` are kept."""
         return self.apply(x, self.flag(x, self.sample(x.shape, generator)))
+
+    def broken(self, x: Tensor, *, generator: torch.Generator | None = None) -> Broken:
+        """The same as a call, and which samples are negatives: draw, flag, apply and compare.
+
+        A loss must leave out the samples that are not ``changed``: their "negative" is the positive
+        itself.
+        """
+        params = self.flag(x, self.sample(x.shape, generator))
+        pixels = self.apply(x, params)
+        params = self.compare(x, pixels, params)
+        # Not the comparison alone: an op's own flags belong to its parts, where it has some.
+        changed = self.changed_mask(params, x.shape).flatten(1).any(1)
+        return Broken(pixels, params, changed.to(x.device))
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that comes out; only ops with ``crop=True`` change it."""
@@ -108,8 +163,8 @@ class NegativeAugmentation(abc.ABC):
 
         Returns:
             bool ``(B, T, H, W)`` for clips, ``(B, H, W)`` for images. Outside it the output equals
-            the input bit for bit. Samples flagged as static are False throughout: whatever was
-            done to them, they are no negatives.
+            the input bit for bit. Samples flagged in ``params`` (`FLAGS`) are False throughout, the
+            base class sees to it: whatever was done to them, they are no negatives.
         """
 
     @abc.abstractmethod
@@ -139,6 +194,38 @@ def to_device(params: Params, device: torch.device) -> Params:
     if all(value.device == device for value in params.values()):
         return params
     return {key: value.to(device, non_blocking=True) for key, value in params.items()}
+
+
+def differs(x: Tensor, broken: Tensor) -> Tensor:
+    """Which samples of ``broken`` are not those of ``x``, up to a crop: bool ``(B,)``."""
+    unequal = (cropped_like(x, broken) != broken).flatten(1)
+    if unequal.shape[1] % 8 == 0:
+        # Eight at a time: bytes are reduced slowly on the CPU.
+        unequal = unequal.view(torch.int64)
+    return unequal.amax(1) != 0
+
+
+def cropped_like(x: Tensor, other: Tensor) -> Tensor:
+    """``x`` without what lies beyond the shape of ``other`` at the end of any dimension."""
+    return x[tuple(slice(size) for size in other.shape)]
+
+
+_Mask = Callable[[Any, Params, Sequence[int]], Tensor]
+
+
+def _without_flagged(mask_of: _Mask) -> _Mask:
+    """``changed_mask`` that is False throughout the flagged samples."""
+
+    @functools.wraps(mask_of)
+    def changed_mask(self: Any, params: Params, shape: Sequence[int]) -> Tensor:
+        mask = mask_of(self, params, shape)
+        for flag in FLAGS:
+            if flag in params:
+                flagged = params[flag].view(-1, *[1] * (mask.dim() - 1))
+                mask = mask.to(flagged.device) & ~flagged
+        return mask
+
+    return changed_mask
 
 
 def _cpu_generator(generator: torch.Generator | None) -> torch.Generator:

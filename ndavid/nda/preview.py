@@ -70,10 +70,10 @@ def preview(
     generator = torch.Generator().manual_seed(seed)
     rows = [_Row("original", batch[0])]
     for op in ops:
-        params = op.flag(batch, op.sample(batch.shape, generator))
+        broken, params, _ = op.broken(batch, generator=generator)
         changed = op.changed_mask(params, batch.shape)[0].float().mean().item()
         source = params["source"][0].tolist() if "source" in params else None
-        rows.append(_Row(_label(op), op.apply(batch, params)[0], changed, source))
+        rows.append(_Row(_label(op), broken[0], changed, source))
     return _draw_rows(rows, frames, frame_height, title)
 
 

@@ -6,8 +6,9 @@ FrameRepeat and ``TemporalJigsaw(segments=4, swap=2)`` are the two intra-negativ
 Self-supervised Video Representation Learning Using Inter-intra Contrastive Framework (Tao et al.,
 ACM MM 2020). CuboidJigsaw cuts along space and time at once.
 
-Identical frames are the limit of every one of them: a shuffled still is a still. ``min_motion``
-finds such samples.
+Identical frames are the limit of every one of them: a shuffled still is a still, and a clip that
+repeats itself may be put into the very order that it had. ``broken`` finds such samples by
+comparing; ``min_motion`` finds those, too, that move a little.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class _FrameOrder(NegativeAugmentation):
 
     Args:
         min_motion: flag samples that move less than this (see ``motion``; 0 flags none) in
-            ``params["static"]`` ``(B,)``, and leave them out of the changed mask. They are broken
-            all the same: a flag says that the result is no negative, not that it is the input.
+            ``params["static"]`` ``(B,)``, which leaves them out of the changed mask. They are
+            broken all the same: the flag says that the result is no negative, not that it is the
+            input.
 
     Params:
         ``source`` int64 ``(B, T)``: the input frame that each output frame shows.
@@ -96,8 +98,6 @@ class _FrameOrder(NegativeAugmentation):
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         source = params["source"]
         moved = source != torch.arange(source.shape[1], device=source.device)
-        if "static" in params:
-            moved = moved.to(params["static"].device) & ~params["static"].view(-1, 1)
         return cells_to_pixels(moved, CellGrid(source.shape[1], 1, 1), self.output_shape(shape))
 
 

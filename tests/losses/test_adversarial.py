@@ -251,3 +251,31 @@ def test_unusable_input_is_named() -> None:
     for shapes in (((2, 3), (2, 4), (2,)), ((2, 3), (2, 3), (2, 1))):
         with pytest.raises(ValueError, match=r"one shape \(B, \.\.\.\) and mix \(B,\)"):
             gradient_penalty(nn.Linear(3, 1), *(torch.ones(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_masked_broken_images_do_not_count(objective: Objective) -> None:
+    real, fake, nda = logits(7, 0), logits(5, 1), logits(6, 2).requires_grad_()
+    mask = torch.tensor([True, False, True, True, False, True])
+    weights = {"objective": objective, "alpha": 0.25, "beta": 0.75}
+    masked = discriminator_loss(real, fake, nda, **weights, nda_mask=mask)
+    torch.testing.assert_close(
+        masked.loss, discriminator_loss(real, fake, nda[mask], **weights).loss
+    )
+    (grad,) = torch.autograd.grad(masked.loss, nda)
+    assert (grad[~mask] == 0).all() and grad[mask].any()
+    # A masked logit may be anything, and where all are masked nothing is left of the term.
+    wild = nda.detach().masked_fill(~mask, math.inf)
+    torch.testing.assert_close(
+        discriminator_loss(real, fake, wild, **weights, nda_mask=mask).loss, masked.loss
+    )
+    none = discriminator_loss(real, fake, nda, **weights, nda_mask=torch.zeros_like(mask))
+    torch.testing.assert_close(none.loss, none.real + 0.25 * none.fake)
+    assert none.nda == 0
+
+
+def test_a_mask_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"nda_mask must be bool \(6,\)"):
+        discriminator_loss(
+            logits(7, 0), logits(5, 1), logits(6, 2), beta=1.0, nda_mask=torch.ones(6)
+        )

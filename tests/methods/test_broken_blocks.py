@@ -197,18 +197,26 @@ def test_cells_count_when_enough_of_them_changed() -> None:
     changed[..., :4, :4] = 1.0  # the first of 2x2 cells: all of it
     changed[..., :4, 4:6] = 1.0  # the second: half
     changed[..., 4:, :4] = 0.4  # the third: 2 of 5 frames
-    cells = changed_cells(changed, (2, 2), 0.5)
-    assert cells[0, 0].tolist() == [[True, True], [False, False]]
-    assert changed_cells(changed, (2, 2), 0.3)[0, 0].tolist() == [[True, True], [True, False]]
-    assert changed_cells(changed, (2, 2), 0.6)[0, 0].tolist() == [[True, False], [False, False]]
+
+    def cells(least: float, differs: torch.Tensor = changed > 0) -> list[list[bool]]:
+        return changed_cells(changed, differs, (2, 2), least)[0, 0].tolist()
+
+    assert cells(0.5) == [[True, True], [False, False]]
+    assert cells(0.3) == [[True, True], [True, False]]
+    assert cells(0.6) == [[True, False], [False, False]]
+    # What was moved and looks as before is no negative, were it all of the cell; but a pixel is.
+    nearly = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    nearly[..., 3, 5] = True
+    assert cells(0.3, nearly) == [[False, True], [False, False]]
+    assert cells(0, nearly) == [[True, True], [True, True]]
 
 
 def test_half_is_half_whatever_the_rounding() -> None:
     for size in range(3, 40):
         changed = torch.full((1, 1, size, size), 0.5)
-        assert changed_cells(changed, (1, 1), 0.5).all()
+        assert changed_cells(changed, changed > 0, (1, 1), 0.5).all()
     third = torch.full((1, 1, 6, 6), 0.3)
-    assert changed_cells(third, (2, 2), 0.3).all()
+    assert changed_cells(third, third > 0, (2, 2), 0.3).all()
 
 
 @pytest.mark.parametrize("by", [5, 10])
@@ -295,8 +303,9 @@ def test_cells_that_came_whole_from_another_block_are_no_negatives(
     blocks = distinct_blocks(batch=4, num_blocks=num_blocks)
     broken = break_with(nda.from_spec(spec), blocks, span="clip", draws=4)
     repeats = whole_cells_from_elsewhere(broken.blocks, blocks, grid=2)
-    before = changed_cells(broken.changed, (2, 2), 0.5)
-    after = changed_cells(without_repeats(broken, blocks).changed, (2, 2), 0.5)
+    before = changed_cells(broken.changed, broken.differs, (2, 2), 0.5)
+    new = without_repeats(broken, blocks).changed
+    after = changed_cells(new, broken.differs, (2, 2), 0.5)
     assert (before & repeats).any()  # what would have been a positive among the negatives
     assert torch.equal(after, before & ~repeats)
     assert after.any() == something_is_left
@@ -365,3 +374,22 @@ def test_a_cropped_block_is_compared_with_what_is_left_of_it() -> None:
     result = break_with(nda.Jigsaw(crop=True), blocks)
     assert result.blocks.shape[-2:] == result.changed.shape[-2:] == (6, 6)
     assert (result.changed[0, 1] == 0).all() and (result.changed[0, 0] > 0).any()
+
+
+@pytest.mark.parametrize("span", ["block", "clip"])
+def test_the_still_part_of_a_shuffled_block_is_known(span: str) -> None:
+    """Frames change place everywhere; on the left, where nothing moves, none can tell."""
+    blocks = torch.rand(3, 2, 3, 5, 16, 16)
+    blocks[..., :8] = blocks[:, :1, :, :1, :, :8]
+    result = break_with(nda.FrameShuffle(), blocks, span=span, draws=2)
+    assert not result.differs[..., :8].any() and result.differs[..., 8:].all()
+    cells = changed_cells(result.changed, result.differs, (2, 2), 0.2)
+    assert not cells[..., 0].any() and cells[..., 1].any()
+
+
+def test_a_looped_clip_in_another_order_of_its_loops_is_unchanged() -> None:
+    loop = torch.rand(2, 3, 1, 3, 4, 8, 8)[:, :1].expand(2, 3, 1, 3, 4, 8, 8)
+    blocks = loop.reshape(2, 3, 3, 4, 8, 8).repeat(1, 1, 1, 2, 1, 1)  # each block shows it twice
+    result = break_with(nda.TemporalJigsaw(2), blocks)
+    assert torch.equal(result.blocks, blocks)
+    assert not result.differs.any() and not result.changed.any()

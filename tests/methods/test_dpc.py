@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndavid.errors import ConfigError
+from ndavid.losses.contrastive import InfoNce
 from ndavid.methods.broken_blocks import break_blocks
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
@@ -99,7 +100,7 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
         generator=torch.Generator().manual_seed(seed),
     )
     features = method.dpc.encode(broken.blocks)
-    changed = broken.changed
+    changed, differs = broken.changed, broken.differs
     if config.span == "clip" and config.where != "context":
         originals = chosen[config.where].repeat(config.per_sample, 1, 1, 1, 1, 1)
         for other in originals.unbind(1):
@@ -109,8 +110,11 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
     if config.where == "context":
         features, true = method.dpc.predict_from(features), targets
         changed = changed.mean(1, keepdim=True).expand(-1, steps, -1, -1)
+        differs = differs.any(1, keepdim=True).expand(-1, steps, -1, -1)
     total, (samples, _, _, height, width) = 0.0, predictions.shape
     side = SIZE // height
+    if config.entry == "pooled":
+        total += height * width * naive_pooled(config, broken, features, changed, method, batch)
     for b in range(samples):
         for p in range(steps):
             for h in range(height):
@@ -119,7 +123,7 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
                     logits = flat(targets).double() @ query
                     positive = float(query @ targets[b, p, :, h, w].double())
                     denominator = float(logits.exp().sum())
-                    for k in range(len(features)):
+                    for k in range(len(features) if config.entry == "cells" else 0):
                         if config.share == "own" and k % samples != b:
                             continue
                         if config.share == "batch" and broken.partner[k] == b:
@@ -127,21 +131,43 @@ def naive_loss(method: DpcMethod, batch: dict[str, Tensor], seed: int) -> float:
                         for q in range(features.shape[1]):
                             if config.where == "context" and q != p:
                                 continue
-                            if config.entry == "pooled":
-                                if changed[k, q].mean() < config.least_changed:
-                                    continue
-                                left = true[b, p].double().mean((1, 2))
-                                right = features[k, q].double().mean((1, 2))
-                            else:
-                                cell = changed[k, q, h * side :, w * side :][:side, :side]
-                                if cell.mean() < config.least_changed:
-                                    continue
-                                left = true[b, p, :, h, w].double()
-                                right = features[k, q, :, h, w].double()
+                            place = (k, q, slice(h * side, None), slice(w * side, None))
+                            cell = changed[place][:side, :side]
+                            if cell.mean() < config.least_changed:
+                                continue
+                            if not differs[place][:side, :side].any():
+                                continue
+                            left = true[b, p, :, h, w].double()
+                            right = features[k, q, :, h, w].double()
                             dot = config.scale * float(left @ right)
                             denominator += config.weight * math.exp(dot)
                     total += math.log(denominator) - positive
     return total / (samples * steps * height * width)
+
+
+def naive_pooled(config, broken, features, changed, method, batch) -> float:
+    """The sum over samples and steps of the softmax in which everything is pooled."""
+    predictions, targets = method.dpc(method._blocks(batch["video"]))
+    (samples, steps), total = predictions.shape[:2], 0.0
+    for b in range(samples):
+        for p in range(steps):
+            query, key = (maps[b, p].double().mean((1, 2)) for maps in (predictions, targets))
+            positive, denominator = float(query @ key), math.exp(float(query @ key))
+            for k in range(len(features)):
+                if config.share == "own" and k % samples != b:
+                    continue
+                if config.share == "batch" and broken.partner[k] == b:
+                    continue
+                for q in range(features.shape[1]):
+                    if config.where == "context" and q != p:
+                        continue
+                    if changed[k, q].mean() < config.least_changed:
+                        continue
+                    meets = key if config.where == "context" else query
+                    dot = float(meets @ features[k, q].double().mean((1, 2)))
+                    denominator += config.weight * math.exp(config.scale * dot)
+            total += math.log(denominator) - positive
+    return total
 
 
 @pytest.mark.parametrize("where", ["future", "all", "context"])
@@ -172,7 +198,42 @@ def test_loss_agrees_with_loops(where, entry, spec, share, span, per_sample, wei
         result = step(method, batch, seed=3)
         expected = naive_loss(method, batch, seed=3)
     assert result["loss"].item() == pytest.approx(expected, rel=1e-4)
-    assert {"nda_accuracy", "nda_outrank", "nda_active"} <= set(result)
+    assert {"nda_accuracy", "nda_outrank", "nda_active", "nda_unchanged"} <= set(result)
+
+
+@pytest.mark.parametrize("chunk_rows", [0, 5])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("weight", [1.0, 16.0])
+def test_pooled_negatives_stand_beside_a_pooled_positive(
+    chunk_rows: int, normalize: bool, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of broken blocks that equal the true target's mean: nothing tells them apart."""
+    options = {"chunk_rows": chunk_rows, "normalize": normalize, "temperature": 0.5}
+    config = NdaConfig(spec="stitch", entry="pooled", weight=weight)
+    method, batch = make(config, **options).eval(), clips(3)
+    _, targets = method.dpc(method._blocks(batch["video"]))
+    # Of each sample's steps the one target, so that every column is the row's own positive.
+    targets = targets[:, :1].expand_as(targets)
+    monkeypatch.setattr(method, "_encode_broken", lambda blocks: targets.flip((-2, -1)))
+    monkeypatch.setattr(method.dpc, "forward", lambda blocks: (targets + 1, targets))
+    results: list[InfoNce] = []
+    contrast = method._contrast_pooled
+    monkeypatch.setattr(
+        method, "_contrast_pooled", lambda *maps: results.append(contrast(*maps)) or results[-1]
+    )
+    made = step(method, batch)
+    assert results[0].nda.shape == (6, 2)
+    torch.testing.assert_close(results[0].nda, results[0].positive[:, None].expand(6, 2))
+    monkeypatch.setattr(method, "operation", None)
+    without = step(method, batch)["loss"]
+    gap = float((made["loss"] - without).detach())
+    assert gap == pytest.approx(math.log(1 + 2 * weight), rel=1e-4)  # chance, one of 1 + 2 w
+
+
+def test_weight_zero_and_pooled_is_plain_dpc_to_the_bit() -> None:
+    pooled = NdaConfig(spec="stitch", weight=0.0, entry="pooled", share="batch")
+    pairs = zip(gradients(make(), clips(2)), gradients(make(pooled), clips(2)), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 CHUNKED = [
@@ -302,6 +363,47 @@ def test_a_static_block_in_a_moving_clip_gives_no_negative(entry: str) -> None:
     assert step(make(NdaConfig(spec=spec, **options)), batch)["nda_active"] == 1
     flagged = step(make(NdaConfig(spec=f"{spec}:min_motion=0.05", **options)), batch)
     assert flagged["nda_active"].item() == pytest.approx(5 / 6)  # of 3 x 2 blocks
+
+
+STILL = {
+    "frame_shuffle": {"spec": "frame_shuffle", "min_changed": 0.1},
+    "reverse": {"spec": "reverse"},
+    "across_blocks": {"spec": "frame_shuffle", "span": "clip", "min_changed": 0.1},
+    "context": {"spec": "frame_shuffle", "where": "context", "min_changed": 0.1},
+    "pooled": {"spec": "frame_shuffle", "entry": "pooled"},
+    "either": {"spec": "frame_shuffle | reverse", "min_changed": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_a_still_among_moving_clips_gives_no_negative_without_a_key(name: str) -> None:
+    config, batch = NdaConfig(**STILL[name]), clips(3)
+    before = step(make(config), batch)
+    batch["video"][1] = batch["video"][1, :, :1]
+    after = step(make(config), batch)
+    assert before["nda_unchanged"] == 0
+    assert after["nda_unchanged"].item() == pytest.approx(1 / 3)
+    assert after["nda_active"].item() == pytest.approx(before["nda_active"].item() * 2 / 3, abs=0.1)
+    batch["video"][:] = batch["video"][:, :, :1]
+    plain, masked = step(make().eval(), batch), step(make(config).eval(), batch)
+    torch.testing.assert_close(masked["loss"], plain["loss"])
+    assert masked["nda_active"] == 0 and masked["nda_unchanged"] == 1
+
+
+def test_the_still_cells_of_a_moving_clip_give_no_negative() -> None:
+    """The left half stands still: in whatever order, its cells show what they showed."""
+    batch = clips(3)
+    batch["video"][..., : SIZE // 2] = batch["video"][:, :, :1, :, : SIZE // 2]
+    config = NdaConfig(spec="frame_shuffle", min_changed=0.1)
+    result = step(make(config), batch)
+    assert result["nda_active"] == 0.5 and result["nda_unchanged"] == 0
+
+
+def test_byte_copies_in_a_batch_lend_nothing() -> None:
+    batch = clips(2)
+    batch["video"][1] = batch["video"][0]
+    result = step(make(NdaConfig(spec="stitch")), batch)
+    assert result["nda_active"] == 0 and result["nda_unchanged"] == 1
 
 
 def test_broken_clips_move_no_running_statistics() -> None:

@@ -135,6 +135,42 @@ def test_the_discriminators_turn_is_the_loss_written_out(swap: None) -> None:
     torch.testing.assert_close(output["nda_below_real"], pairs)
 
 
+@pytest.mark.parametrize("objective", ["hinge", "wasserstein"])
+def test_an_image_that_did_not_change_is_no_negative(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain area cut into a jigsaw is that plain area: real, and not to be called broken."""
+    given = batches()
+    given[0]["image"][1] = 77
+    method = make({"spec": "jigsaw"}, {"objective": objective})
+    shown: list[Tensor] = []
+    monkeypatch.setattr(
+        gan_module,
+        "gradient_penalty",
+        lambda critic, real, other, mix: shown.append(other) or torch.zeros(()),
+    )
+    masks: list[Tensor] = []
+    loss_of = gan_module.discriminator_loss
+    monkeypatch.setattr(
+        gan_module,
+        "discriminator_loss",
+        lambda *logits, **settings: (
+            masks.append(settings["nda_mask"]) or loss_of(*logits, **settings)
+        ),
+    )
+    own = deal(method, given)[0][1][0]
+    output = method(own, generator=seeded(), step=0)
+    assert masks[0].tolist() == [True, False, True, True]
+    assert output["nda_unchanged"] == 0.25
+    # The penalty lies between real images and what the critic faces: there a generated one.
+    assert all(torch.equal(other[1], own["fake"][1]) for other in shown)
+    assert len(shown) == (objective == "wasserstein")
+    given[0]["image"][:] = 77
+    still = method(deal(method, given)[0][1][0], generator=seeded(), step=0)
+    assert still["loss"].isfinite() and still["nda_unchanged"] == 1
+    assert still["nda_logit"].isnan() and still["nda_below_real"].isnan()
+
+
 def test_all_three_kinds_pass_the_discriminator_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     method = make({"spec": "jigsaw"})
     sizes: list[int] = []
@@ -237,13 +273,13 @@ def test_flips_mirror_some_and_nda_breaks_what_was_flipped(
     method = make({"spec": "jigsaw"}, augment={"flip": True})
     assert method.operation is not None
     given: list[Tensor] = []
-    operate = type(method.operation).__call__
+    operate = type(method.operation).broken
 
     def watch(self: Any, x: Tensor, **options: Any) -> Tensor:
         given.append(x)
         return operate(self, x, **options)
 
-    monkeypatch.setattr(type(method.operation), "__call__", watch)
+    monkeypatch.setattr(type(method.operation), "broken", watch)
     own = deal(method, batches(size=16))[0][1]
     backward(method, own)
     real = own[0]["image"].float() / 127.5 - 1

@@ -18,6 +18,7 @@ from ndavid.losses.contrastive import info_nce
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.moco import MocoConfig
+from ndavid.nda.base import Broken
 
 IMAGES, CLIPS = (3, 16, 16), (3, 4, 16, 16)
 IMAGE_OP, CLIP_OP = "jigsaw", "frame_shuffle"
@@ -91,9 +92,10 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.operation, name)
 
-    def apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
-        self.made.append(self.operation.apply(x, params))
-        return self.made[-1]
+    def broken(self, x: Tensor, *, generator: torch.Generator | None) -> Broken:
+        made = self.operation.broken(x, generator=generator)
+        self.made.append(made.pixels)
+        return made
 
 
 class NaiveMoco:
@@ -328,6 +330,46 @@ def test_static_clips_give_no_negative(share: str, contrasted: list) -> None:
     masked, plain = step(make(nda), batch), step(make(), batch)
     torch.testing.assert_close(masked["loss"], plain["loss"])
     assert masked["nda_active"] == 0
+
+
+UNCHANGED = {
+    "still": ("frame_shuffle", CLIPS, lambda x: x[:, :, :, :1]),
+    "backwards": ("reverse", CLIPS, lambda x: x[:, :, :, :1]),
+    "loop": (
+        "temporal_jigsaw:segments=2",
+        CLIPS,
+        lambda x: x[:, :, :, :2].repeat(1, 1, 1, 2, 1, 1),
+    ),
+    "either": ("reverse | frame_repeat", CLIPS, lambda x: x[:, :, :, :1]),
+    "plain": (IMAGE_OP, IMAGES, lambda x: x[..., :1, :1]),
+    "in_turn": ("jigsaw > reverse", CLIPS, lambda x: x[..., :1, :1, :1]),
+}
+
+
+@pytest.mark.parametrize("share", ["own", "batch"])
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_came_out_as_it_went_in_is_masked_without_a_key(
+    name: str, share: str, contrasted: list
+) -> None:
+    spec, shape, made_of = UNCHANGED[name]
+    batch = views(shape)
+    same = made_of(batch["views"]).expand_as(batch["views"])
+    batch["views"][1] = same[1]
+    result = step(make({"spec": spec, "share": share}), batch)
+    assert contrasted[0]["mask"].flatten().tolist() == [True, False, True, True]
+    assert result["nda_unchanged"] == 0.25 and result["nda_active"] == 0.75
+    batch["views"] = same.clone()
+    masked, plain = step(make({"spec": spec, "share": share}), batch), step(make(), batch)
+    assert torch.equal(masked["loss"], plain["loss"])
+    assert masked["nda_unchanged"] == 1
+
+
+@pytest.mark.parametrize("spec", ["stitch", "mixup", "cut_mix", "temporal_stitch"])
+def test_byte_copies_in_a_batch_lend_nothing(spec: str, contrasted: list) -> None:
+    batch = views(CLIPS, batch=3)
+    batch["views"][:] = batch["views"][:1].clone()
+    assert step(make({"spec": spec}), batch)["nda_unchanged"] == 1
+    assert not contrasted[0]["mask"].any()
 
 
 def test_a_direction_without_negatives_leaves_the_metrics_to_the_other() -> None:
@@ -581,7 +623,8 @@ def test_nda_leaves_views_and_shuffles_of_the_true_samples_alone(contrasted: lis
 def test_metrics_are_detached_and_averaged_over_directions() -> None:
     batch = views(IMAGES)
     one_way = step(make({"spec": IMAGE_OP}), batch)
-    assert set(one_way) == {"loss", "top1", "top5", "nda_accuracy", "nda_outrank", "nda_active"}
+    of_nda = {"nda_accuracy", "nda_outrank", "nda_active", "nda_unchanged"}
+    assert set(one_way) == {"loss", "top1", "top5"} | of_nda
     assert {n for n, value in one_way.items() if value.requires_grad} == {"loss"}
     assert set(step(make(), batch)) == {"loss", "top1", "top5"}
     # Without randomness, the mean of the two directions is that of two one-way steps.
