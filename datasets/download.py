@@ -12,10 +12,11 @@ checked against a known SHA-256, wherever it comes from.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from ndavid.config import run_main
-from ndavid.data.archives import unpack, unpack_nested
+from ndavid.data.archives import MAX_UNPACKED, unpack, unpack_nested
 from ndavid.data.download import RESOURCES, fetch
 from ndavid.interruption import kept_when_interrupted
 
@@ -40,7 +41,8 @@ def fetch_all(options: argparse.Namespace) -> None:
         print(f"{archive}: {archive.stat().st_size} bytes, SHA-256 as expected")
         if not options.keep_packed:
             extract = unpack_nested if resource.nested else unpack
-            files = extract(archive, options.output / resource.folder)
+            most = int(options.max_unpacked * 1e9)
+            files = extract(archive, options.output / resource.folder, max_bytes=most)
             print(f"  {len(files)} files in {options.output / resource.folder}")
 
 
@@ -58,8 +60,18 @@ def parse_options() -> argparse.Namespace:
         help="don't check the server's certificate (the SHA-256 is checked in any case)",
     )  # fmt: skip
     parser.add_argument("--keep-packed", action="store_true", help="download only")
+    parser.add_argument(
+        "--max-unpacked", metavar="GB", type=gigabytes, default=MAX_UNPACKED / 1e9,
+        help="refuse an archive that unfolds to more (%(default)g)",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
+
+
+def gigabytes(text: str) -> float:
+    if not 0 < float(text) <= 1e6 or math.isnan(float(text)):
+        raise argparse.ArgumentTypeError(f"must be gigabytes above 0, got {text}")
+    return float(text)
 
 
 if __name__ == "__main__":

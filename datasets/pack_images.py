@@ -80,7 +80,7 @@ def list_bad(output: Path, packed: dict[str, Packed]) -> None:
     target.unlink(missing_ok=True)
     if not rows:
         return
-    with target.open("w", newline="", encoding="utf-8") as handle:
+    with target.open("x", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("split", "path", "reason"), *rows])
     for _, path, reason in rows[:5]:
         print(f"left out: {path}: {reason}")

@@ -128,7 +128,7 @@ def list_bad(output: Path, written: WrittenShards) -> None:
     target.unlink(missing_ok=True)
     if not written.bad:
         return
-    with target.open("w", newline="", encoding="utf-8") as handle:
+    with target.open("x", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("path", "reason"), *written.bad])
     for path, reason in written.bad[:5]:
         print(f"left out: {path}: {reason}")

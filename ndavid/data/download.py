@@ -7,6 +7,7 @@ is), can be used without trusting it.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -19,10 +20,12 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from ndavid.data.verification import file_sha256
+from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
 
 CHUNK = 1 << 20
@@ -202,7 +205,7 @@ def _copy(
 ) -> None:
     have = start
     with (
-        part.open("r+b" if start else "wb") as output,
+        _open_part(part, start) as output,
         tqdm(
             total=total, initial=start, desc=part.name.removesuffix(".part"),
             unit="B", unit_scale=True, disable=not progress,
@@ -219,6 +222,19 @@ def _copy(
             bar.update(len(chunk))
     if total is not None and have != total:
         raise _Interrupted(f"the connection closed after {have} of {total} bytes")
+
+
+def _open_part(part: Path, start: int) -> BinaryIO:
+    """The file to write on; a link that lies in its place is not followed to what it means."""
+    flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        if not start:
+            part.unlink(missing_ok=True)
+            flags |= os.O_CREAT | os.O_EXCL
+        return os.fdopen(os.open(part, flags, 0o666), "wb")
+    except OSError as error:
+        reason = "it is a link; remove it" if error.errno == errno.ELOOP else error.strerror
+        raise DataError(part, f"cannot write it: {reason}") from error
 
 
 def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:
@@ -259,7 +275,8 @@ def _write_tag(part: Path, url: str, response: http.client.HTTPResponse) -> None
     etag = response.headers.get("ETag", "")
     # A weak tag cannot vouch for bytes; the date can.
     tag = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-    _tag_file(part).write_text(json.dumps({"url": url, "tag": tag}))
+    with whole_file(_tag_file(part)) as stream:
+        stream.write(json.dumps({"url": url, "tag": tag}).encode())
 
 
 def _read_tag(part: Path, url: str) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ndavid.data.image_sources import EncodedImages, MemoryImages
+from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
 
 # Sets whose images are no larger than this are decoded once, into memory (STL-10 is 96 pixels).
@@ -83,15 +84,8 @@ def write_archive(
     save = np.savez_compressed if total < _DEFLATED_BELOW * count else np.savez
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.npz")
-    try:
-        with partial.open("wb") as handle:
-            save(handle, **arrays)  # type: ignore[arg-type]
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as stream:
+        save(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _load(path: Path, split: str) -> dict[str, np.ndarray]:

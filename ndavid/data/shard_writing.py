@@ -26,6 +26,7 @@ from ndavid.data.shard_index import FIELDS, Kind, ShardEntry, ShardIndex, member
 from ndavid.data.shard_index_checks import check_head, check_sample
 from ndavid.data.shard_store import read_shard
 from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
+from ndavid.data.whole_files import remove_leftovers, whole_file
 from ndavid.errors import ConfigError, DataError
 
 _PNG_START = b"\x89PNG"
@@ -167,6 +168,8 @@ def write_shards(
     except ValueError as error:
         raise DataError(output, f"cannot write shards: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
+    for name in ("[0-9]*.tar", INDEX_FILE):
+        remove_leftovers(output, name)
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(samples), generator=draw)
     bad: list[tuple[str, str]] = []
@@ -182,7 +185,8 @@ def write_shards(
         path, reason = bad[0]
         raise DataError(path, f"{reason}; none of the {len(bad)} {samples.kind} can be read")
     index = ShardIndex(samples.kind, split, fold, source or {}, tuple(classes), tuple(entries))
-    _replace(output / INDEX_FILE, index.to_json().encode())
+    with whole_file(output / INDEX_FILE) as stream:
+        stream.write(index.to_json().encode())
     return WrittenShards(index, tuple(bad))
 
 
@@ -219,25 +223,18 @@ def _write_shard(
 ) -> list[tuple[Any, ...]]:
     """Writes one shard; returns the facts of its samples, none and no file if none can be read."""
     written: list[tuple[Any, ...]] = []
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as handle:
-            # No clock in it: the same samples give the same file.
-            with TarWriter(handle, encoder=False, mtime=0) as tar:
-                for index in part:
-                    try:
-                        item = _sound(samples, index)
-                    except DataError as error:
-                        bad.append((error.path, error.reason))
-                        continue
-                    tar.write(_member(samples.kind, member_key(target.name, len(written)), item))
-                    written.append(item.facts)
-            handle.flush()
-            os.fsync(handle.fileno())
-        if written:
-            os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    # No clock in it: the same samples give the same file.
+    with whole_file(target) as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
+        for index in part:
+            try:
+                item = _sound(samples, index)
+            except DataError as error:
+                bad.append((error.path, error.reason))
+                continue
+            tar.write(_member(samples.kind, member_key(target.name, len(written)), item))
+            written.append(item.facts)
+    if not written:
+        target.unlink()
     return written
 
 
@@ -267,12 +264,6 @@ def _sha256(path: Path) -> str:
         while part := handle.read(_HASHED_BYTES):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _replace(target: Path, content: bytes) -> None:
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, target)
 
 
 def _problem(path: Path, entry: ShardEntry) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -155,3 +156,123 @@ def test_inner_archives_are_unpacked_where_they_lie_and_removed(tmp_path: Path):
     files = unpack_nested(outer, tmp_path / "out")
     assert everything_below(tmp_path / "out") == ["readme.txt", "wave/a.avi"]
     assert len(files) == 2
+
+
+# --- names, links and sizes that an archive may not choose ----------------------------------------
+
+
+@pytest.mark.parametrize("make", [(make_zip, "a.zip"), (make_tar, "a.tar")])
+@pytest.mark.parametrize("planted", [".a.txt.partial", f".a.txt.{os.getpid()}.partial", "a.txt"])
+def test_a_link_that_was_planted_is_not_written_through(tmp_path: Path, make, planted: str):
+    writer, name = make
+    archive = writer(tmp_path / name, {"a.txt": b"new"})
+    target, precious = tmp_path / "out", tmp_path / "out" / "precious"
+    target.mkdir()
+    precious.write_bytes(b"precious")
+    (target / planted).symlink_to(precious)
+    unpack(archive, target)
+    assert precious.read_bytes() == b"precious"
+    assert (target / "a.txt").read_bytes() == b"new" and not (target / "a.txt").is_symlink()
+
+
+def test_names_with_control_characters_are_refused(tmp_path: Path):
+    archive = make_tar(tmp_path / "a.tar", {"ok": b"1", "a\x1b[2Jb": b"2"}, mode="w")
+    with pytest.raises(DataError, match=r"control character.*refused"):
+        unpack(archive, tmp_path / "out")
+    assert everything_below(tmp_path / "out") == []
+
+
+def deflated(path: Path, size: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(size))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "sparse"])
+def test_more_bytes_than_allowed_are_refused_before_any_is_written(tmp_path: Path, kind: str):
+    size = 3_000_000
+    if kind == "zip":
+        archive = deflated(tmp_path / "a.zip", size)
+    elif kind == "tar.gz":
+        archive = make_tar(tmp_path / "a.tar.gz", {"zeros": bytes(size)})
+    else:  # a hole of that size takes no bytes in the archive
+        archive = tmp_path / "a.tar"
+        member = tarfile.TarInfo("zeros")
+        member.type = tarfile.GNUTYPE_SPARSE
+        header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        header[483:495] = b"%011o\0" % size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        archive.write_bytes(bytes(header) + bytes(1024))
+    assert archive.stat().st_size < 20_000
+    with pytest.raises(DataError, match=r"more than the 0\.00299999 GB"):
+        unpack(archive, tmp_path / "out", max_bytes=size - 10)
+    assert everything_below(tmp_path / "out") == []
+    (file,) = unpack(archive, tmp_path / "out", max_bytes=size)
+    assert file.stat().st_size == size
+
+
+def test_inner_archives_share_what_is_allowed(tmp_path: Path):
+    inner = {f"{k}.zip": deflated(tmp_path / f"{k}.zip", 1000).read_bytes() for k in range(3)}
+    outer = make_zip(tmp_path / "all.zip", inner)
+    assert len(unpack_nested(outer, tmp_path / "whole", max_bytes=3000)) == 3
+    with pytest.raises(DataError, match="more than the 999 bytes that are allowed"):
+        unpack_nested(outer, tmp_path / "out", max_bytes=2999)
+
+
+def test_a_tool_that_writes_too_much_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "bsdtar").write_text(
+        "#!/bin/sh\n[ $1 = -tf ] && echo zeros && exit\n"
+        "while :; do echo 0123456789 >> zeros; /bin/sleep 0.01; done\n"
+    )
+    (tools / "bsdtar").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    (tmp_path / "a.rar").touch()
+    started = time.monotonic()
+    with pytest.raises(DataError, match="more than the 100 bytes that are allowed"):
+        unpack(tmp_path / "a.rar", tmp_path / "out", max_bytes=100)
+    assert time.monotonic() - started < 30
+    assert os.listdir(tmp_path / "out") == []
+
+
+def edited(path: Path, local: int, central: int, value: int) -> Path:
+    """A zip of one member with one byte set in its local and in its central header."""
+    content = bytearray(make_zip(path, {"a.txt": b"text"}).read_bytes())
+    content[local] = value
+    content[content.index(b"PK\x01\x02") + central] = value
+    path.write_bytes(content)
+    return path
+
+
+def test_an_encrypted_zip_is_one_line(tmp_path: Path):
+    archive = edited(tmp_path / "a.zip", 6, 8, 0x1)
+    with pytest.raises(DataError, match=r"a\.zip: 'a\.txt' is encrypted"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_zip_of_an_unknown_method_is_one_line(tmp_path: Path):
+    archive = edited(tmp_path / "a.zip", 8, 10, 97)
+    with pytest.raises(DataError, match=r"'a\.txt' is packed by method 97, which Python cannot"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_damaged_archives_are_one_line(tmp_path: Path, kind: str):
+    make = make_zip if kind == "zip" else make_tar
+    members = {"a/b.txt": b"text" * 100, "c.txt": b"more"}
+    whole = make(tmp_path / f"whole.{kind}", members).read_bytes()
+    failed = 0
+    for place in range(0, len(whole), 3):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        archive = tmp_path / f"a.{kind}"
+        archive.write_bytes(content)
+        try:
+            unpack(archive, tmp_path / "out")
+        except DataError as error:
+            failed += 1
+            lines = str(error).splitlines()
+        shutil.rmtree(tmp_path / "out")
+    assert failed > 20 and len(lines) == 1

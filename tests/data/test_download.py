@@ -179,3 +179,22 @@ def test_every_official_resource_is_pinned():
         for resource in resources:
             assert re.fullmatch("[0-9a-f]{64}", resource.sha256 or "")
             assert resource.url.startswith("https://") and resource.url.endswith(resource.name)
+
+
+@pytest.mark.parametrize("broken", [[], [100_000]], ids=["whole", "resumed"])
+def test_a_link_that_was_planted_is_not_written_through(server, tmp_path: Path, broken: list[int]):
+    precious, target = tmp_path / "precious", tmp_path / "file.bin"
+    if broken:
+        # The tag of an earlier try, so that the link would be gone on with.
+        server.cuts = [100_000]
+        with pytest.raises(DataError):
+            get(server, target, sha256=SHA256, retries=-1)
+        (tmp_path / "file.bin.part").unlink()
+    precious.write_bytes(b"precious")
+    (tmp_path / "file.bin.part").symlink_to(precious)
+    if broken:
+        with pytest.raises(DataError, match=r"file\.bin\.part: cannot write it: it is a link"):
+            get(server, target, sha256=SHA256)
+    else:
+        assert get(server, target, sha256=SHA256).read_bytes() == CONTENT
+    assert precious.read_bytes() == b"precious"

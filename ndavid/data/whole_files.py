@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all, and whose temporary name nobody can plant a link at."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+# What marks a file that was not finished: a leftover of a process that was killed.
+MARK = ".partial"
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary stream whose content becomes `path` if the block ends well, and else vanishes.
+
+    A predictable temporary name in a folder that data came into could be a link that was laid there
+    to have its target overwritten. This one is drawn anew, and must not exist. A link at `path`
+    itself is replaced, not followed.
+
+    Args:
+        path: the file.
+        sync: wait until its content is on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Cut, or the marks would push a long name beyond what a file system takes.
+    partial = path.with_name(f".{path.name[:32]}.{secrets.token_hex(8)}{MARK}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(partial, flags | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Removes what killed processes left of files in `folder` whose names match the pattern."""
+    for leftover in folder.glob(f".{name}.*{MARK}"):
+        leftover.unlink(missing_ok=True)

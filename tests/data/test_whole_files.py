@@ -1,0 +1,71 @@
+"""Temporary files beside data: nobody can plant a link at their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from image_files import encoded, photo
+
+from ndavid.data import whole_files
+from ndavid.data.image_archive import PackedSplit, write_archive
+from ndavid.data.image_sources import FileImages
+from ndavid.data.shard_writing import ImageFiles, write_shards
+from ndavid.data.whole_files import whole_file
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / ("x" * 250 + ".txt")
+    with whole_file(target) as stream:
+        stream.write(b"one")
+        assert not target.exists()
+    assert target.read_bytes() == b"one"
+    with pytest.raises(ZeroDivisionError), whole_file(target) as stream:
+        stream.write(bytes([1 // 0]))
+    assert target.read_bytes() == b"one" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_name_that_exists_is_never_written_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(whole_files.secrets, "token_hex", lambda _: "guessed")
+    precious = tmp_path / "precious"
+    (tmp_path / ".a.guessed.partial").symlink_to(precious)
+    with pytest.raises(FileExistsError), whole_file(tmp_path / "a"):
+        pass
+    assert not precious.exists()
+
+
+def write_images(folder: Path) -> None:
+    write_archive(folder / "a.npz", ["a"], {"train": PackedSplit([encoded(photo(0))], [0])})
+
+
+def write_tars(folder: Path) -> None:
+    (folder.parent / "0.jpg").write_bytes(encoded(photo(0)))
+    source = FileImages(folder.parent, ["0.jpg"], torch.tensor([0]), ["a"])
+    write_shards(ImageFiles(source, quality=95), folder, num_shards=1, classes=["a"], split="train")
+
+
+PLANTED = {
+    write_images: [f".a.{os.getpid()}.partial.npz", ".a.npz.partial", "a.npz"],
+    write_tars: [".000000.tar.partial", "000000.tar", ".index.json.partial"],
+}
+
+
+@pytest.mark.parametrize("write", PLANTED)
+def test_links_in_the_output_are_not_followed(tmp_path: Path, write: Callable) -> None:
+    folder, precious = tmp_path / "out", tmp_path / "precious"
+    folder.mkdir()
+    precious.write_bytes(b"precious")
+    for name in PLANTED[write]:
+        (folder / name).symlink_to(precious)
+    write(folder)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".000001.tar.0123456789abcdef.partial").write_bytes(b"half")
+    write_tars(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["000000.tar", "index.json"]
