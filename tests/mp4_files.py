@@ -34,3 +34,21 @@ def forget_codec(path: Path) -> Path:
     start = data.index(b"stsd")
     path.write_bytes(data[:start] + data[start:].replace(b"avc1", b"\0\xffz\0", 1))
     return path
+
+
+def set_edit_list(path: Path, first: float, seconds: float) -> Path:
+    """Shows `seconds` of the first track from `first` seconds on (ISO 14496-12, 8.6.6), in place.
+
+    An edit list must be there already, which FFmpeg writes into every mp4.
+    """
+    data = bytearray(path.read_bytes())
+    (movie_scale,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 4 + 12)
+    (media_scale,) = struct.unpack_from(">I", data, data.index(b"mdhd") + 4 + 12)
+    start = data.index(b"elst") + 4
+    version, count, _, delay = struct.unpack_from(">IIIi", data, start)
+    if (version, count) != (0, 1):
+        raise AssertionError("FFmpeg wrote another edit list than this function knows")
+    place = round(first * media_scale) + delay
+    struct.pack_into(">Ii", data, start + 8, round(seconds * movie_scale), place)
+    path.write_bytes(data)
+    return path

@@ -24,10 +24,10 @@ from PIL import Image
 
 from ndavid.data.decode import BACKENDS, open_reader, probe, verify_backend
 from ndavid.data.decoding import pyav as pyav_backend
+from ndavid.data.decoding.containers import missing_bytes
 from ndavid.data.decoding.decord import DecordReader
 from ndavid.data.decoding.pyav import PyAvReader
 from ndavid.data.decoding.seeking import plan_seeks
-from ndavid.data.decoding.truncation import missing_bytes
 from ndavid.errors import ConfigError, DecodeError
 
 
@@ -210,7 +210,9 @@ def bad_files(folder: Path, write_clip) -> dict[str, tuple[Path, str]]:
     """name -> (file, a word of the reason)."""
     (folder / "zero.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("this is no video\n" * 100)
-    (folder / "noise.avi").write_bytes(bytes(torch.randint(256, (50_000,)).tolist()))
+    # Seeded: now and then FFmpeg takes random bytes for a video.
+    noise = torch.randint(256, (50_000,), generator=torch.Generator().manual_seed(0))
+    (folder / "noise.avi").write_bytes(bytes(noise.tolist()))
     (folder / "subtitles.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nhi\n")
     whole = write_clip(folder / "whole.mp4", num_frames=60).read_bytes()
     (folder / "no-index.mp4").write_bytes(whole[: len(whole) // 2])

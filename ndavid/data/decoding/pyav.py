@@ -38,7 +38,7 @@ from ndavid.data.decoding.base import (
 )
 from ndavid.data.decoding.orientation import Orientation, from_matrix
 from ndavid.data.decoding.seeking import SeekPlan, plan_seeks
-from ndavid.data.decoding.truncation import missing_bytes, missing_frames
+from ndavid.data.decoding.truncation import what_is_missing
 from ndavid.errors import DecodeError
 
 BACKEND = "pyav"
@@ -237,7 +237,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             if shown != size:
                 raise _other_size(source, size, shown, count)
             count += 1
-        _check_complete(source, stream, count)
+        if lack := what_is_missing(source, stream.index, stream.frames, count):
+            raise DecodeError(source, BACKEND, lack)
         codec = stream.codec_context.codec
         return VideoInfo(
             num_frames=count,
@@ -315,16 +316,3 @@ def _orientation(frame: VideoFrame) -> Orientation:
     except ValueError:  # beside it lies data of a kind that this PyAV has no name for
         return Orientation(turns=round((frame.rotation or 0) / 90) % 4)
     return Orientation() if matrix is None else from_matrix(bytes(matrix))
-
-
-def _check_complete(path: str, stream: VideoStream, count: int) -> None:
-    """Raises DecodeError where the file holds far less than its header promises."""
-    if missing_frames(stream.frames, count):
-        promised = f"{stream.frames} frames"
-    elif cut := missing_bytes(path):
-        promised = f"{cut} bytes more than there are"
-    else:
-        return
-    raise DecodeError(
-        path, BACKEND, f"truncated: the header promises {promised}; {count} frames decode"
-    )

@@ -1,14 +1,51 @@
 """Telling a cut-off file from a whole one, which decoders don't: they end early and say nothing.
 
-AVI and mp4 promise a number of frames. Matroska and WebM promise none, but their outermost element
-(the Segment, Matroska specification section 5) says how many bytes it holds.
+AVI and mp4 promise a number of frames. It is the number of those stored, and players show fewer of
+a good file: an edit list hides those outside of a cut (mp4), and an empty chunk repeats the picture
+before it (AVI). So a promise that is not kept is held against what is stored, and against how many
+bytes the file has. Other formats promise no frames, but their framing says how many bytes there
+must be (containers.py).
+
+What nothing tells: MPEG streams (ts, mpg, vob), FLV and Ogg that are cut exactly between two
+packets, and raw streams.
 """
 
 from __future__ import annotations
 
 import os
 
-_EBML_HEADER, _SEGMENT = 0x1A45DFA3, 0x18538067
+import av
+
+from ndavid.data.decoding.containers import avi_chunks, missing_bytes
+
+
+def what_is_missing(path: str | os.PathLike[str], stream: int, promised: int, decoded: int) -> str:
+    """Why a video that decoded to its end is no whole one; empty if it is, as far as one can tell.
+
+    Args:
+        path: the video.
+        stream: the index, among all streams of the file, of the one that was decoded.
+        promised: how many frames the container claims for it, 0 for no claim.
+        decoded: how many there were.
+
+    Raises:
+        OSError: the file cannot be read any more.
+    """
+    if promised and not missing_frames(promised, decoded):
+        return ""
+    cut = missing_bytes(path)
+    if not promised:
+        missing = f"truncated: at least {cut} bytes are missing at its end"
+        return f"{missing}; {decoded} frames decode" if cut else ""
+    broken_promise = f"truncated: the header promises {promised} frames; {decoded} frames decode"
+    if cut:
+        return broken_promise
+    stored, shown = _stored(path, stream)
+    if missing_frames(promised, stored):
+        return broken_promise
+    if missing_frames(shown, decoded):
+        return f"damaged: of {shown} frames that are stored, {decoded} decode"
+    return ""
 
 
 def missing_frames(promised: int, decoded: int) -> int:
@@ -20,29 +57,16 @@ def missing_frames(promised: int, decoded: int) -> int:
     return missing if missing > max(5, 0.05 * promised) else 0
 
 
-def missing_bytes(path: str | os.PathLike[str]) -> int:
-    """How many bytes a Matroska or WebM file lacks; 0 if none, or if it is no such file."""
-    with open(path, "rb") as file:
-        start = file.read(4096)
-    try:
-        identifier, place = _number(start, 0, keep_marker=True)
-        if identifier != _EBML_HEADER:
-            return 0
-        size, place = _number(start, place)
-        identifier, place = _number(start, place + size, keep_marker=True)
-        size, body = _number(start, place)
-    except IndexError:
-        return 0
-    unknown = size == (1 << 7 * (body - place)) - 1  # all ones: a live recording, of any length
-    if identifier != _SEGMENT or unknown:
-        return 0
-    return max(0, body + size - os.path.getsize(path))
-
-
-def _number(data: bytes, place: int, keep_marker: bool = False) -> tuple[int, int]:
-    """(a number of variable length as EBML writes them, the place after it)."""
-    length = 9 - data[place].bit_length()
-    if length > 8 or place + length > len(data):
-        raise IndexError(place)
-    value = int.from_bytes(data[place : place + length], "big")
-    return (value if keep_marker else value & ((1 << 7 * length) - 1)), place + length
+def _stored(path: str | os.PathLike[str], stream: int) -> tuple[int, int]:
+    """(frames that a header may count, those of them to be shown as a picture of their own)."""
+    chunks, filled = avi_chunks(path, stream)
+    if chunks:
+        return chunks, filled
+    with av.open(os.fspath(path), metadata_errors="replace") as container:
+        video = container.streams[stream]
+        packets = [packet for packet in container.demux(video) if packet.size]
+        # FFmpeg takes what lies wholly outside of an edit list out of its index of the file, and
+        # leaves what is needed to decode the rest. PyAV before 17 does not show that index.
+        indexed = len(getattr(video, "index_entries", packets))
+        found = video.frames if len(packets) >= indexed else len(packets)
+        return found, sum(not packet.is_discard for packet in packets)
