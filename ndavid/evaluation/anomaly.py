@@ -45,6 +45,7 @@ from ndavid.evaluation.anomaly_figures import histogram_figure, severity_figure
 from ndavid.evaluation.anomaly_metrics import Bootstrap, Detection, mean_of, quartiles
 from ndavid.evaluation.anomaly_score import AnomalyScore, OverLabels
 from ndavid.evaluation.classify import PerItem, per_item
+from ndavid.evaluation.data_warnings import unreadable
 from ndavid.evaluation.figures import accuracy_figure
 from ndavid.evaluation.generation_samples import at_most
 from ndavid.evaluation.image_views import (
@@ -284,17 +285,21 @@ def _write(
 ) -> Result:
     found = compare(scored, config.resamples, generator(config.seed, "anomaly bootstrap"))
     metrics, details = _numbers(found, columns)
+    shares = _shares(scored)
     provenance = trace_images(config.checkpoint, config.data, len(scored["test"].scores))
     protocol = describe_images(columns.views, config.data, columns.test, split=config.data.split)
     protocol.num_images = len(scored["test"].scores)
     protocol.num_bad = len(scored["test"].bad)
     protocol.averaging = _score_in_words(config, loaded)
     protocol.selection = f"step {loaded.step}, weights as trained: a discriminator has no average"
+    for name, column in scored.items():
+        protocol.warn(*unreadable(column.bad, name, "images"))
     protocol.notes += [*provenance.notes, *_notes(config, loaded, columns, scored)]
     result = Result(
         task="anomaly",
         metrics=metrics,
         protocol=protocol,
+        chances=_chances(metrics, shares, columns),
         checkpoint={"path": config.checkpoint, "sha256": loaded.discriminator_digest},
         seed=config.seed,
         seconds=seconds,
@@ -304,7 +309,7 @@ def _write(
         details={
             **details,
             "scores": {name: quartiles(column.scores) for name, column in scored.items()},
-            "sets": _shares(scored),
+            "sets": shares,
             "step": loaded.step,
             "pretraining": provenance.details,
             "bad": [list(entry) for column in scored.values() for entry in column.bad],
@@ -365,6 +370,28 @@ def _shares(scored: Mapping[str, _Scored]) -> dict[str, dict[str, float]]:
         name: {"images": count, "AUPR of guessing": count / (count + known)}
         for name, count in counts.items()
     }
+
+
+def _chances(
+    metrics: Mapping[str, Metric], shares: Mapping[str, Mapping[str, float]], columns: _Columns
+) -> dict[str, float]:
+    """What guessing scores in each column; of a mean over columns, the mean of theirs."""
+    corruptions = [
+        corruption_column(name, severity)
+        for name in columns.corruptions
+        for severity in columns.config.severities
+    ]
+    means = {
+        "mean of the other sets": list(columns.others),
+        f"mean of {columns.corrupted_set}": corruptions,
+    }
+    chances = {}
+    for full in metrics:
+        metric, name = full.split(" ", 1)
+        over = means.get(name, [name])
+        aupr = sum(shares[column]["AUPR of guessing"] for column in over) / len(over)
+        chances[full] = {"AUROC": 0.5, "AUPR": aupr, "FPR95": 0.95}[metric]
+    return chances
 
 
 def _score_in_words(config: AnomalyConfig, loaded: LoadedGan) -> str:

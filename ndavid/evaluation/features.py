@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ndavid.collectives import rank
+from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.engine.distributed import gather_objects
 from ndavid.evaluation.classify import BadItem, OnBad, PerItem, TestDataset, per_item
@@ -136,14 +137,25 @@ class Extraction:
             self.classifier.train(was_training)
 
 
-def video_digest(records: Sequence[ClipRecord], manifest: Manifest, views: ViewsConfig) -> str:
-    """Returns the digest of videos and of how they are looked at."""
+def video_digest(
+    records: Sequence[ClipRecord],
+    manifest: Manifest,
+    views: ViewsConfig,
+    changed: Container[str] = (),
+) -> str:
+    """Returns the digest of videos and of how they are looked at.
+
+    Files are told apart by the manifest's digests; those ``changed`` since by what they are now.
+    """
     digest = hashlib.sha256()
     digest.update(json.dumps({name: getattr(views, name) for name in _VIEW_FIELDS}).encode())
     for record in records:
         path = manifest.root / record.path
         size = path.stat().st_size if path.is_file() else -1
-        digest.update(f"{record.path}\0{record.label}\0{record.num_frames}\0{size}\n".encode())
+        known = file_facts(path).digest if record.path in changed else record.digest
+        line = f"{record.path}\0{record.label}\0{record.num_frames}\0{size}"
+        # Without a digest as it always was, so that features of older manifests stay valid.
+        digest.update(f"{line}\0{known}\n".encode() if known else f"{line}\n".encode())
     return digest.hexdigest()
 
 

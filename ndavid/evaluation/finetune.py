@@ -24,14 +24,16 @@ import torch
 from torch.utils.data import Dataset
 
 from ndavid.data.manifest import ClipRecord, Manifest
-from ndavid.data.sampling import usable
+from ndavid.data.sampling import ShortClipReport, usable
 from ndavid.data.transforms import train_transform
 from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, classify, pool_confusions
+from ndavid.evaluation.data_warnings import absent_classes, damaged, dropped, shared_videos
 from ndavid.evaluation.paper_compat import NOTES, Subset, draw_subset, long_enough
+from ndavid.evaluation.prepared_files import PreparedFiles
 from ndavid.evaluation.pretrained import load_classifier, locate_each
 from ndavid.evaluation.protocol import Protocol, ProtocolName, Result, mean_over_folds
 from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
@@ -44,7 +46,8 @@ from ndavid.methods.classification import ClassificationMethod
 # Keys that only matter after training.
 _TEST_KEYS = (
     *("folds", "split"),
-    *("views.clips", "views.crops", "views.on_bad", "views.views_per_batch", "views.num_workers"),
+    *("views.clips", "views.crops", "views.on_bad", "views.on_changed"),
+    *("views.views_per_batch", "views.num_workers"),
 )
 
 
@@ -162,6 +165,7 @@ class _Fold:
         config, manifest, span = self.config, self.manifest, self.sampler.span
         test = labelled(manifest.select(config.split, self.fold), manifest)
         train = labelled(manifest.select("train", self.fold), manifest)
+        self.files = PreparedFiles([*train, *test], manifest, config.views.on_changed)
         if config.protocol == "paper_compat":
             draw = generator(self.seed, "paper_compat")
             self.subset = draw_subset(test, span, draw, batch_size=config.paper_batch_size)
@@ -224,7 +228,23 @@ class _Fold:
             protocol.short = "drop"
             protocol.num_dropped = self.subset.num_test - self.subset.num_long
             protocol.notes += [*NOTES, self.subset.describe() + "."]
+            protocol.warn(self.subset.describe() + ".")
+        self._warn(protocol, test, report)
         return predictions, [record.path for record in scored], protocol
+
+    def _warn(
+        self, protocol: Protocol, test: Sequence[ClipRecord], report: ShortClipReport
+    ) -> None:
+        """What was left out of training and test, and what they share."""
+        manifest, train = self.manifest, self.manifest.select("train", self.fold)
+        if self.subset is None:
+            protocol.warn(*dropped(usable(train, self.sampler)[1], len(train), "training"))
+            protocol.warn(*dropped(report, len(test), "test"))
+        trained = torch.tensor([record.label for record in self.train])
+        protocol.warn(*absent_classes(manifest.classes, trained, "training", "videos"))
+        protocol.warn(*damaged(train, "training"), *damaged(test, "test"))
+        protocol.warn(*shared_videos(train, test, manifest))
+        self.files.tell(protocol)
 
     def _training_clips(
         self, records: Sequence[ClipRecord], *, on_error: Literal["raise", "next"]

@@ -62,6 +62,7 @@ class Frozen:
             selection=selection,
             num_bad=len(self.test.bad),
             notes=[*before, *notes],
+            warnings=[*self.looked_at.warnings],
         )
 
     def result(
@@ -70,16 +71,20 @@ class Frozen:
         metrics: dict[str, Metric],
         protocol: Protocol,
         *,
-        chance: float | None,
+        chances: dict[str, float],
         details: dict[str, Any],
         outcomes: Sequence[Outcome] = (),
     ) -> Result:
-        """Returns the Result; ``details`` come before those on weights and unreadable items."""
+        """Returns the Result; ``details`` come before those on weights and unreadable items.
+
+        ``chances`` are what guessing would score; the first is that of the whole Result.
+        """
         return Result(
             task=task,
             metrics=metrics,
             protocol=protocol,
-            chance=chance,
+            chance=next(iter(chances.values()), None),
+            chances=chances,
             checkpoint=self.loaded.source,
             seed=self.seed,
             seconds=time.monotonic() - self.started,

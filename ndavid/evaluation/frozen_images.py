@@ -13,6 +13,7 @@ from ndavid.data.image_subsets import SubsetImages, stratified_indices
 from ndavid.data.images import ImageDataConfig
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed
+from ndavid.evaluation.data_warnings import absent_classes, unreadable
 from ndavid.evaluation.features import Extraction, Features
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.image_views import (
@@ -87,6 +88,9 @@ def load_images(
     test = image_features(extract, test_source, views, f"{config.test_split} features")
     looked_at = describe_images(views, config.data, test_source, split=config.test_split)
     looked_at.num_images = len(test.names)
+    for side, found in (("training", train), ("test", test)):
+        looked_at.warn(*unreadable(found.bad, side, "images"))
+        looked_at.warn(*absent_classes(train_source.classes, found.labels, side, "images"))
     return FrozenImages(
         classes=train_source.classes,
         loaded=loaded,

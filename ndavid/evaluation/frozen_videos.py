@@ -13,8 +13,16 @@ from ndavid.data.manifest import Manifest
 from ndavid.engine.distributed import make_accelerator
 from ndavid.evaluation.broken_clips import BrokenCopies, BrokenViews
 from ndavid.evaluation.classify import TestDataset
+from ndavid.evaluation.data_warnings import (
+    absent_classes,
+    damaged,
+    dropped,
+    shared_videos,
+    unreadable,
+)
 from ndavid.evaluation.features import Extraction, video_digest
 from ndavid.evaluation.frozen import Frozen
+from ndavid.evaluation.prepared_files import PreparedFiles
 from ndavid.evaluation.pretrained import load_classifier, locate_each
 from ndavid.evaluation.protocol import Result, mean_over_folds
 from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
@@ -95,10 +103,12 @@ def load_fold(
         num_workers=views.num_workers,
     )
     features, reports = [], []
-    for split in ("train", config.split):
-        dataset, report = views_dataset(manifest.select(split, fold), manifest, views)
+    chosen = [manifest.select(split, fold) for split in ("train", config.split)]
+    files = PreparedFiles([*chosen[0], *chosen[1]], manifest, views.on_changed)
+    for split, records in zip(("train", config.split), chosen, strict=True):
+        dataset, report = views_dataset(records, manifest, views)
         names = [record.path for record in dataset.records]
-        digest = video_digest(dataset.records, manifest, views)
+        digest = video_digest(dataset.records, manifest, views, files.changed)
         shown: TestDataset = dataset
         if broken is not None:
             shown, digest = BrokenViews(dataset, broken), broken.digest(digest)
@@ -109,6 +119,14 @@ def load_fold(
         views, config.manifest, manifest, reports[1], split=config.split, fold=fold
     )
     looked_at.num_videos = len(test.names)
+    for side, part, report, found in zip(
+        ("training", "test"), chosen, reports, features, strict=True
+    ):
+        looked_at.warn(*dropped(report, len(part), side), *unreadable(found.bad, side, "videos"))
+        looked_at.warn(*absent_classes(manifest.classes, found.labels, side, "videos"))
+        looked_at.warn(*damaged(part, side))
+    looked_at.warn(*shared_videos(chosen[0], chosen[1], manifest))
+    files.tell(looked_at)
     return FrozenFold(
         classes=manifest.classes,
         loaded=loaded,

@@ -37,6 +37,7 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import generator
 from ndavid.errors import CheckpointError, ConfigError
+from ndavid.evaluation.data_warnings import unreadable
 from ndavid.evaluation.gan_sheets import write_sheet
 from ndavid.evaluation.generation_distances import (
     frechet,
@@ -193,6 +194,7 @@ class _Evaluation:
     def __init__(self, config: GenerationConfig) -> None:
         self.config = config
         self.started = time.monotonic()
+        self.warnings: list[str] = []
         self.device = make_accelerator(device=config.device).device
         self.reference = self._images(config.reference, config.reference_samples)
         self.spaces = _spaces(config)
@@ -216,6 +218,7 @@ class _Evaluation:
         )
         protocol.num_images = len(real)
         protocol.num_bad = len(self.reference) - len(real)
+        protocol.warn(*self.warnings)
         protocol.averaging = (
             f"{len(made.features)} generated against {len(real)} real images, both uint8"
         )
@@ -366,6 +369,7 @@ class _Evaluation:
             network=networks,
             cache=feature_folder(self.config.cache, self.config.output),
         )
+        self.warnings += unreadable(found.bad, *words.split(" ", 1))
         return found.values
 
     # ---- what a reader sees ---------------------------------------------------------------------

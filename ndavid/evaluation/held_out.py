@@ -13,6 +13,7 @@ from ndavid.data.images import ImageDataConfig
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.runner import Pause, RunConfig, RunResult
 from ndavid.evaluation.agreement import together
+from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import (
     PerItem,
     accuracies,
@@ -20,6 +21,7 @@ from ndavid.evaluation.classify import (
     classify,
     top_outcomes,
 )
+from ndavid.evaluation.data_warnings import absent_classes, unreadable
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
 from ndavid.evaluation.protocol import Result, file_digest
 from ndavid.methods.classification import ClassificationMethod
@@ -60,16 +62,23 @@ class HeldOutAccuracy:
         protocol.num_images = len(predictions.labels)
         protocol.num_bad = len(predictions.bad)
         protocol.averaging = "one view an image"
+        protocol.warn(*unreadable(predictions.bad, "held-out", "images"))
+        protocol.warn(
+            *absent_classes(self.source.classes, predictions.labels, "held-out", "images")
+        )
         protocol.selection = f"last step ({trained.steps})"
         protocol.notes += [
             f"Measured on {len(self.source)} images of {data.split} that were held out of training."
         ]
+        metrics = accuracies(predictions)
+        chances = classification_chances(predictions.labels, metrics)
         weights = trained.checkpoint / MODEL_FILE
         return Result(
             task="classifier",
-            metrics=accuracies(predictions),
+            metrics=metrics,
             protocol=protocol,
-            chance=1 / len(self.source.classes),
+            chance=chances["top1"],
+            chances=chances,
             tested={"path": str(weights), "sha256": together(lambda: file_digest(weights))},
             seed=run.seed,
             environment=describe_environment(

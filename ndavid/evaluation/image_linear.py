@@ -24,6 +24,7 @@ from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import ConfigError
+from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.frozen_images import FrozenImages, load_images, write_image_result
@@ -113,11 +114,12 @@ def _probe_features(config: ImageLinearConfig) -> Result:
             *_warnings(sweep, best),
         ],
     )
+    metrics = accuracies(predictions)
     result = frozen.result(
         "linear_probe",
-        accuracies(predictions),
+        metrics,
         protocol,
-        chance=1 / len(frozen.classes),
+        chances=classification_chances(predictions.labels, metrics),
         details={
             **classification_details(predictions, frozen.classes),
             "sweep": {f"{rate:g}": accuracy for rate, accuracy in sweep.items()},

@@ -18,6 +18,7 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed
 from ndavid.errors import ConfigError
 from ndavid.evaluation.classify import PerItem, classify
+from ndavid.evaluation.data_warnings import absent_classes
 from ndavid.evaluation.frozen_images import (
     measured_images,
     positions,
@@ -103,6 +104,7 @@ class ImageTask:
         protocol = describe_images(config.views, config.data, self.tested, split=config.test_split)
         protocol.num_images = len(predictions.labels)
         protocol.averaging = "one view an image"
+        protocol.warn(*absent_classes(self.classes, self.train.labels, "training", "images"))
         protocol.notes += label_notes(config.label_fraction, len(self.train))
         return predictions, positions(self.tested), protocol
 

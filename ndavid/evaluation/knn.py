@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ndavid.errors import ConfigError
+from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import (
     PerItem,
     accuracies,
@@ -27,7 +28,7 @@ from ndavid.evaluation.frozen_videos import (
     write_result,
 )
 from ndavid.evaluation.intervals import Metric
-from ndavid.evaluation.neighbours import TEMPERATURE, vote
+from ndavid.evaluation.neighbours import TEMPERATURE, too_many_neighbours, vote
 from ndavid.evaluation.outcomes import Outcome
 from ndavid.evaluation.protocol import Result
 
@@ -37,7 +38,7 @@ class KnnSettings:
     """How neighbours vote."""
 
     ks: list[int] = field(default_factory=lambda: [20, 200])
-    """numbers of neighbours, each reported; one beyond the size of the gallery is left out"""
+    """numbers of neighbours, each reported; those beyond the size of the gallery are named"""
     temperature: float = TEMPERATURE
     """of the votes' weights exp(cosine / temperature)"""
 
@@ -106,11 +107,13 @@ def classify_by_neighbours(frozen: Frozen, settings: KnnSettings) -> Result:
         selection="nothing is trained",
         notes=[f"Gallery: {frozen.gallery}."],
     )
+    unit = "videos" if frozen.looked_at.num_videos else "images"
+    protocol.warn(*too_many_neighbours("accuracy at k ", settings.ks, len(gallery.names), unit))
     return frozen.result(
         "knn",
         metrics,
         protocol,
-        chance=1 / len(frozen.classes),
+        chances=classification_chances(queries.labels, metrics),
         details=classification_details(predictions[ks[0]], frozen.classes),
         outcomes=outcomes,
     )

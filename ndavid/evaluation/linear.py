@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ndavid.engine.rng import derive_seed
+from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import (
     accuracies,
     classification_details,
@@ -62,11 +63,12 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
         ),
         notes=[f"Of the fit: {note}." for note in fitted.caveats()],
     )
+    metrics = accuracies(predictions)
     return fold.result(
         "linear_probe",
-        accuracies(predictions),
+        metrics,
         protocol,
-        chance=1 / len(classes),
+        chances=classification_chances(predictions.labels, metrics),
         details={**classification_details(predictions, classes), "sweep": fitted.losses()},
         outcomes=top_outcomes(predictions, fold.test.names),
     )

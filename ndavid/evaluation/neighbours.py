@@ -54,6 +54,14 @@ def vote(
     return {k: torch.cat(rows) for k, rows in shares.items()}
 
 
+def too_many_neighbours(prefix: str, ks: Sequence[int], size: int, unit: str) -> list[str]:
+    """Returns which numbers ask for more neighbours than the gallery has, in a sentence."""
+    beyond = [f"{prefix}{k}" for k in sorted(set(ks)) if k > size]
+    if not beyond:
+        return []
+    return [f"{', '.join(beyond)} cannot be computed: the gallery has only {size} {unit}."]
+
+
 def nearest_chunks(
     queries: Tensor,
     gallery: Tensor,

@@ -28,6 +28,7 @@ from torch import Tensor
 from ndavid.data.images import open_images
 from ndavid.errors import ConfigError
 from ndavid.evaluation.anomaly_metrics import quartiles
+from ndavid.evaluation.data_warnings import unreadable
 from ndavid.evaluation.features import Features
 from ndavid.evaluation.frozen_images import (
     FrozenImages,
@@ -180,11 +181,13 @@ def _compare(config: OodConfig, frozen: FrozenImages, against: dict[str, Feature
         selection="nothing is trained",
         notes=_notes(config, frozen, against),
     )
+    for name, features in against.items():
+        protocol.warn(*unreadable(features.bad, name, "images"))
     result = frozen.result(
         "ood",
         metrics,
         protocol,
-        chance=0.5,
+        chances=dict.fromkeys(metrics, 0.5),
         details={
             "distances": distances,
             "sets": {name: len(features.labels) for name, features in against.items()},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Protocol:
         num_bad: Unreadable videos or images left out (``on_bad="skip"``); 0 means none was.
         selection: In words, how the weights (epoch, regularisation) were chosen.
         notes: Anything a reader must know before comparing the numbers.
+        warnings: Those of the notes that are printed before the numbers: what was skipped or
+            dropped, what train and test share, what could not be computed.
     """
 
     name: ProtocolName = "full"
@@ -70,6 +73,15 @@ class Protocol:
     num_bad: int = 0
     selection: str = ""
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, *warnings: str) -> None:
+        """Adds warnings, to the notes too; what is there already is not added again."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+            if warning not in self.notes:
+                self.notes.append(warning)
 
 
 @dataclass(kw_only=True)
@@ -80,7 +92,8 @@ class Result:
         task: What was measured, e.g. ``finetune`` or ``retrieval``.
         metrics: Value, n and 95% interval by name; fractions, not per cent.
         protocol: How.
-        chance: Expected top-1 of guessing among the classes, or None where it has no meaning.
+        chance: Expected value of guessing, from the items and classes tested, of the first metric;
+            None where it has no meaning.
         checkpoint: ``path`` and ``sha256`` of the pretrained weights; empty for random ones. Of a
             mean over folds with one each, joined by commas in their order.
         tested: The same of the weights that made the predictions, where training followed: those of
@@ -91,6 +104,7 @@ class Result:
         config: The resolved config.
         details: Task-specific tables: confusion matrix, per-class accuracy, neighbours, folds.
         schema: Version of this layout.
+        chances: Expected value of guessing, by metric, of those where it has a meaning.
         outcomes: Each item's part in the metrics that have one. Not in ``result.json`` but written
             beside it (``outcomes.csv``), and no part of a comparison of Results.
     """
@@ -107,7 +121,15 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+    chances: dict[str, float] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list, compare=False, repr=False)
+
+    def chance_of(self, metric: str) -> float | None:
+        """Returns what guessing would score; None where that is not known or has no meaning.
+
+        Results of older versions have one chance for all of their metrics.
+        """
+        return self.chances.get(metric) if self.chances else self.chance
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes this Result as JSON, in one step, so that no reader sees half of it.
@@ -125,9 +147,19 @@ class Result:
         return target
 
     def summary(self) -> str:
-        """Returns one line a metric, in per cent with its interval, for a terminal."""
+        """Returns one line a metric for a terminal: per cent, interval, and what guessing gives."""
         width = max(map(len, self.metrics), default=0)
-        return "\n".join(f"{name:<{width}}  {metric}" for name, metric in self.metrics.items())
+        return "\n".join(
+            f"{name:<{width}}  {metric}{self._beside(name)}"
+            for name, metric in self.metrics.items()
+        )
+
+    def _beside(self, name: str) -> str:
+        chance = self.chance_of(name)
+        if chance is None:
+            return ""
+        shown = f"{100 * chance:.2f}" if self.metrics[name].percent else f"{chance:.4g}"
+        return f"  chance {shown}"
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
@@ -182,6 +214,7 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
         num_bad=sum(one.num_bad for one in protocols),
         selection="; ".join(dict.fromkeys(one.selection for one in protocols)),
         notes=list(dict.fromkeys(note for one in protocols for note in one.notes)),
+        warnings=list(dict.fromkeys(note for one in protocols for note in one.warnings)),
     )
     return dataclasses.replace(
         first,
@@ -190,6 +223,12 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
             for name in first.metrics
         },
         protocol=protocol,
+        chance=_mean([result.chance for result in results]),
+        chances={
+            name: mean
+            for name in first.metrics
+            if (mean := _mean([result.chances.get(name) for result in results])) is not None
+        },
         checkpoint=_joined([result.checkpoint for result in results]),
         tested=_joined([result.tested for result in results]),
         seconds=sum(result.seconds for result in results),
@@ -207,6 +246,12 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
         },
         outcomes=outcomes,
     )
+
+
+def _mean(chances: Sequence[float | None]) -> float | None:
+    """The mean over folds; None where a fold has none."""
+    known = [chance for chance in chances if chance is not None]
+    return math.fsum(known) / len(known) if len(known) == len(chances) else None
 
 
 def _joined(weights: Sequence[dict[str, str]]) -> dict[str, str]:

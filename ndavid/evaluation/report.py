@@ -24,7 +24,7 @@ import yaml
 from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import read_manifest
-from ndavid.errors import DataError
+from ndavid.errors import DataError, printable
 from ndavid.evaluation.figures import (
     accuracy_figure,
     confusion_figure,
@@ -36,6 +36,7 @@ from ndavid.evaluation.outcomes import OUTCOMES_FILE, write_outcomes
 from ndavid.evaluation.protocol import Protocol, Result
 
 RESULT_FILE = "result.json"
+LEAK = "LEAK"
 REPORT_FILE = "report.html"
 
 _MAX_PER_CLASS_OPEN = 30
@@ -184,9 +185,20 @@ def write_outputs(
         backend=backend,
     )
     page = write_report(report, folder / REPORT_FILE)
-    notes = "".join(f"note: {note}\n" for note in result.protocol.notes)
-    print(f"{result.summary()}\n{notes}{page}")
+    print(f"{summary_lines(result)}\n{page}")
     return result
+
+
+def summary_lines(result: Result) -> str:
+    """Returns what a terminal shows of a result: warnings first, then numbers, then the notes."""
+    protocol = result.protocol
+    # What the weights have seen before weighs as much as what was left out.
+    leaks = [note for note in protocol.notes if note.startswith(LEAK)]
+    first = list(dict.fromkeys([*protocol.warnings, *leaks]))
+    lines = [f"warning: {warning}" for warning in first]
+    lines += [result.summary()]
+    lines += [f"note: {note}" for note in protocol.notes if note not in first]
+    return "\n".join(printable(part) for line in lines for part in line.split("\n"))
 
 
 def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
@@ -201,7 +213,8 @@ def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:
     lines = [header]
     for row in rows:
         found = row.result.metrics.get(metric)
-        chance = "-" if row.result.chance is None else f"{100 * row.result.chance:.1f}"
+        known = row.result.chance_of(metric)
+        chance = "-" if known is None else f"{100 * known:.1f}"
         if found is None:
             lines.append((row.name, "-", "-", "-", chance))
         else:
@@ -252,7 +265,7 @@ def _overview(rows: Sequence[ReportRow]) -> list[dict[str, str]]:
         ]
         if len(found) < 2:
             continue
-        chances = {row.result.chance for row in rows if metric in row.result.metrics}
+        chances = {row.result.chance_of(metric) for row in rows if metric in row.result.metrics}
         chance = chances.pop() if len(chances) == 1 else None
         plots.append(
             {"label": label, "image": _url(accuracy_figure(found, chance, label), "svg+xml")}
@@ -274,7 +287,7 @@ def _tables(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
                     "task": row.result.task,
                     "values": [row.result.metrics[name] for name in metrics],
                     "n": next(iter(row.result.metrics.values())).n if metrics else 0,
-                    "chance": row.result.chance,
+                    "chances": [row.result.chance_of(name) for name in metrics],
                     "questionable": row.result.protocol.name == "paper_compat",
                 }
                 for row in members
@@ -352,6 +365,7 @@ def _evaluation(row: ReportRow, report: Report) -> dict[str, Any]:
         "task": result.task,
         "protocol": _protocol_rows(result),
         "notes": result.protocol.notes,
+        "warnings": result.protocol.warnings,
         "questionable": result.protocol.name == "paper_compat",
         "confusion": confusion,
         "per_class": per_class,

@@ -4,6 +4,10 @@ The protocol of the video self-supervision literature (Xu et al. 2019, "Self-sup
 Spatiotemporal Learning via Video Clip Order Prediction"): features of evenly spaced clips are
 averaged per video, compared by cosine similarity, and R@k is the share of queries with at least one
 video of their class among the k nearest. Nothing is trained.
+
+``centre_by_set`` is what CoCLR's code does (Han, Xie and Zisserman 2020): features averaged per
+video, then minus the mean of all test or of all training videos, then normalised. Published numbers
+are with and without it, and not comparable.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from ndavid.engine.rng import generator
 from ndavid.errors import ConfigError
-from ndavid.evaluation.features import Features
+from ndavid.evaluation.chance import recall_chances
 from ndavid.evaluation.frozen_videos import (
     FrozenFold,
     FrozenVideosConfig,
@@ -26,6 +30,7 @@ from ndavid.evaluation.frozen_videos import (
     write_result,
 )
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
+from ndavid.evaluation.neighbours import too_many_neighbours
 from ndavid.evaluation.outcomes import outcomes_of
 from ndavid.evaluation.protocol import Result
 
@@ -38,6 +43,9 @@ class RetrievalConfig(FrozenVideosConfig):
     """folder for result.json and report.html"""
     ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
     """R@k for these k"""
+    centre_by_set: bool = False
+    """subtract from training and from test features the mean of their own set before comparing, as
+    CoCLR's code does; a test feature then depends on the other test videos"""
     num_examples: int = 12
     """random queries whose neighbours are kept for the report"""
     num_neighbours: int = 5
@@ -58,25 +66,40 @@ def run(config: RetrievalConfig) -> Result:
 
 def _query_fold(config: RetrievalConfig, fold: FrozenFold) -> Result:
     gallery, queries = fold.train, fold.test
-    order = nearest(queries.pooled(), gallery.pooled(), count=len(gallery.names))
+    size = len(gallery.names)
+    ks = [k for k in sorted(set(config.ks)) if k <= size]
+    if not ks:
+        raise ConfigError(f"ks {config.ks}: the gallery has only {size} videos")
+    asked, known = (
+        centred(features.pooled()) if config.centre_by_set else features.pooled()
+        for features in (queries, gallery)
+    )
+    order = nearest(asked, known, count=size)
+    centring = ", minus the mean of its own set (training or test)" if config.centre_by_set else ""
     protocol = fold.protocol(
-        averaging="features averaged over views, cosine similarity",
+        averaging=f"features averaged over views{centring}, cosine similarity",
         selection="nothing is trained",
         notes=[f"Gallery: {fold.gallery}."],
     )
-    found = found_within(order, queries.labels, gallery.labels, config.ks)
+    protocol.warn(*too_many_neighbours("R@", config.ks, size, "videos"))
+    found = found_within(order, queries.labels, gallery.labels, ks)
     return fold.result(
         "retrieval",
         recalls(found),
         protocol,
-        chance=_chance(queries.labels, gallery.labels),
-        details={"neighbours": _examples(config, order, queries, gallery, fold.classes)},
+        chances=recall_chances(queries.labels, gallery.labels, ks),
+        details={"neighbours": _examples(config, order, asked, known, fold)},
         outcomes=[
             outcome
             for name, hits in found.items()
             for outcome in outcomes_of(name, queries.names, hits.tolist())
         ],
     )
+
+
+def centred(features: Tensor) -> Tensor:
+    """Returns features (N, D) minus their mean, in float64."""
+    return features.double() - features.double().mean(0)
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int, chunk: int = 1024) -> Tensor:
@@ -115,22 +138,17 @@ def recalls(found: Mapping[str, Tensor]) -> dict[str, Metric]:
     return {name: top_k_accuracy(hits.tolist()) for name, hits in found.items()}
 
 
-def _chance(query_labels: Tensor, gallery_labels: Tensor) -> float:
-    """R@1 of a neighbour drawn at random from the gallery."""
-    share = torch.bincount(gallery_labels, minlength=int(query_labels.max()) + 1).double()
-    return float((share / share.sum())[query_labels].mean())
-
-
 def _examples(
     config: RetrievalConfig,
     order: Tensor,
-    queries: Features,
-    gallery: Features,
-    classes: Sequence[str],
+    asked: Tensor,
+    known: Tensor,
+    fold: FrozenFold,
 ) -> list[dict[str, Any]]:
     """Random queries with their neighbours: drawn blindly, so that they show the typical case."""
+    queries, gallery, classes = fold.test, fold.train, fold.classes
     draw = torch.randperm(len(queries.names), generator=generator(config.seed, "examples"))
-    asked, known = queries.pooled().double(), gallery.pooled().double()
+    asked, known = asked.double(), known.double()
     examples = []
     for query in draw[: config.num_examples].tolist():
         label = int(queries.labels[query])

@@ -27,7 +27,9 @@ from ndavid.engine.loader import Collate, KeyedDataset
 from ndavid.engine.runner import RunResult, fit
 from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
+from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes
+from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training, unreadable
 from ndavid.evaluation.features import state_digest
 from ndavid.evaluation.pretrained import Pretrained
 from ndavid.evaluation.protocol import Protocol as MeasuredHow
@@ -202,6 +204,12 @@ class Trial:
         protocol.selection = chosen.selection
         protocol.num_bad = len(predictions.bad)
         protocol.notes = [*self.loaded.notes, *self.provenance.notes, *protocol.notes]
+        unit = "images" if protocol.num_images else "videos"
+        protocol.warn(
+            *unreadable(predictions.bad, "test", unit),
+            *absent_classes(self.task.classes, predictions.labels, "test", unit),
+            *skipped_in_training(trained.bad_clips, unit),
+        )
         seconds = time.monotonic() - started
         return self._result(trained, chosen, predictions, names, protocol, device, seconds)
 
@@ -243,11 +251,14 @@ class Trial:
         seconds: float,
     ) -> Result:
         run = self.config.run
+        metrics = accuracies(predictions)
+        chances = classification_chances(predictions.labels, metrics)
         return Result(
             task=self.name,
-            metrics=accuracies(predictions),
+            metrics=metrics,
             protocol=protocol,
-            chance=1 / len(self.task.classes),
+            chance=chances["top1"],
+            chances=chances,
             checkpoint=self.loaded.source,
             tested={"path": str(chosen.file), "sha256": file_digest(chosen.file)},
             seed=run.seed,

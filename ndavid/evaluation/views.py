@@ -12,6 +12,7 @@ from ndavid.data.sampling import ClipSampler, DenseClip, DpcBlocks, ShortClipRep
 from ndavid.data.transforms import eval_transform
 from ndavid.data.video import ViewsDataset
 from ndavid.errors import ConfigError, DataError
+from ndavid.evaluation.prepared_files import OnChanged
 from ndavid.evaluation.protocol import Protocol
 
 
@@ -41,6 +42,9 @@ class ViewsConfig:
     """spatial crops a clip: the centre, or left, centre and right"""
     on_bad: Literal["raise", "skip"] = "raise"
     """an undecodable test video: an error, or left out and counted in the result"""
+    on_changed: OnChanged = "raise"
+    """a video whose file is not the one that was prepared (by size and digest): an error, or read
+    as it is and told in a warning"""
     views_per_batch: int = 32
     """views a forward pass at test time"""
     num_workers: int = 2

@@ -168,7 +168,7 @@ def _add(
     found.sources.setdefault(measured.config.name, {}).update(own)
     for metric in measured.config.metrics or result.metrics:
         full = _full_name(found, measured.config.name, metric, result)
-        value = result.metrics[full]
+        value, chance = result.metrics[full], result.chance_of(full)
         items = outcomes.get(full, {})
         row = Row(
             method=cell.method,
@@ -181,7 +181,7 @@ def _add(
             high=value.high,
             n=value.n,
             sources=len({own.get(item, item) for item in items}) if own else 0,
-            chance=math.nan if result.chance is None else result.chance,
+            chance=math.nan if chance is None else chance,
             percent=value.percent,
             training_seconds=trained.seconds,
             seconds=found.seconds[name],

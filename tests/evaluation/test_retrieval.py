@@ -17,7 +17,14 @@ from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.errors import ConfigError
 from ndavid.evaluation.pretrained import ClassifierConfig
 from ndavid.evaluation.protocol import load_result
-from ndavid.evaluation.retrieval import RetrievalConfig, found_within, nearest, recalls, run
+from ndavid.evaluation.retrieval import (
+    RetrievalConfig,
+    centred,
+    found_within,
+    nearest,
+    recalls,
+    run,
+)
 from ndavid.evaluation.views import ViewsConfig
 
 
@@ -76,7 +83,11 @@ def test_the_evaluator_on_real_clips(coloured: Path, tmp_path: Path) -> None:
     assert load_result(tmp_path / "result.json") == result
     assert set(result.metrics) == {"R@1", "R@5"}, "a gallery of 12 has no R@100"
     assert result.metrics["R@1"].n == result.protocol.num_videos == 6
-    assert result.chance == pytest.approx(1 / 3)
+    # Four of twelve are of the query's class.
+    assert result.chance == result.chances["R@1"] == pytest.approx(1 / 3)
+    assert result.chances["R@5"] == pytest.approx(1 - math.comb(8, 5) / math.comb(12, 5))
+    missing = "R@100 cannot be computed: the gallery has only 12 videos."
+    assert missing in result.protocol.warnings and missing in result.protocol.notes
     # Whether a random encoder tells red from blue: pooled features of pixels do.
     assert result.metrics["R@5"].value == 1.0
     examples = result.details["neighbours"]
@@ -88,6 +99,45 @@ def test_the_evaluator_on_real_clips(coloured: Path, tmp_path: Path) -> None:
             assert neighbour["correct"] == (neighbour["class"] == example["query"]["class"])
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4 * (1 + 3)
+
+
+def test_features_are_centred_by_set_where_one_says_so(coloured: Path, tmp_path: Path) -> None:
+    plain = run(config(coloured, tmp_path))
+    settings = config(coloured, tmp_path)
+    settings.centre_by_set = True
+    result = run(settings)
+    assert "minus the mean of its own set" in result.protocol.averaging
+    assert "minus the mean" not in plain.protocol.averaging
+    similar = [
+        [
+            found["similarity"]
+            for example in one.details["neighbours"]
+            for found in example["neighbours"]
+        ]
+        for one in (plain, result)
+    ]
+    # Pooled features of a network have a large common part; without it they spread.
+    assert min(similar[1]) < min(similar[0])
+
+
+def test_centring_takes_away_what_a_set_has_in_common() -> None:
+    draw = torch.Generator().manual_seed(0)
+    gallery = torch.randn(9, 5, generator=draw)
+    queries = gallery[:4] + 0.01 * torch.randn(4, 5, generator=draw)
+    shifted = queries + 100.0
+    assert torch.allclose(centred(shifted), centred(queries), atol=1e-4)
+    assert centred(shifted).mean(0).abs().max() < 1e-4
+    rows = queries.tolist()
+    mean = [math.fsum(column) / 4 for column in zip(*rows, strict=True)]
+    expected = [[x - m for x, m in zip(row, mean, strict=True)] for row in rows]
+    assert torch.allclose(centred(queries), torch.tensor(expected, dtype=torch.double))
+
+
+def test_a_gallery_smaller_than_every_k_is_an_error(coloured: Path, tmp_path: Path) -> None:
+    settings = config(coloured, tmp_path)
+    settings.ks = [50, 100]
+    with pytest.raises(ConfigError, match=r"ks \[50, 100\]: the gallery has only 12 videos"):
+        run(settings)
 
 
 def test_folders_of_frames_are_shown_too(coloured: Path, tmp_path: Path) -> None:
