@@ -18,6 +18,7 @@ from ndavid.config import parse, run_main
 from ndavid.data.manifest import read_manifest
 from ndavid.data.union import Part, unite
 from ndavid.errors import ConfigError
+from ndavid.locks import hold
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,8 @@ def read_part(text: str) -> Part:
 def main() -> None:
     config = parse(CombineConfig, sys.argv[1:], description=__doc__ or "")
     union = unite([read_part(text) for text in config.manifests])
-    target = union.write(Path(config.output) / "manifest.csv")
+    with hold(config.output):
+        target = union.write(Path(config.output) / "manifest.csv")
     print(f"{len(union.records)} clips of {len(union.classes)} classes -> {target}")
     for fold in range(1, union.num_folds + 1):
         counts = ", ".join(f"{s} {len(union.select(s, fold))}" for s in ("train", "val", "test"))

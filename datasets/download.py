@@ -19,11 +19,13 @@ from ndavid.config import run_main
 from ndavid.data.archives import MAX_UNPACKED, unpack, unpack_nested
 from ndavid.data.download import RESOURCES, fetch
 from ndavid.interruption import kept_when_interrupted
+from ndavid.locks import hold
 
 
 def main() -> None:
     options = parse_options()
-    with kept_when_interrupted(f"what was fetched is kept in {options.output}"):
+    kept = kept_when_interrupted(f"what was fetched is kept in {options.output}")
+    with hold(options.output, way_out="choose another folder"), kept:
         fetch_all(options)
 
 

@@ -23,6 +23,7 @@ from ndavid.data.image_packing import Packed, pack
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.errors import ConfigError, DataError
+from ndavid.locks import hold_file
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
 # The array prefix of a tree without parts, whose split is "".
@@ -33,6 +34,11 @@ def main() -> None:
     options = parse_options()
     if options.output.suffix != ".npz":
         raise ConfigError(f"--output must end in .npz, got {options.output}")
+    with hold_file(options.output):
+        pack_all(options)
+
+
+def pack_all(options: argparse.Namespace) -> None:
     sources = {split or WHOLE_TREE: open_split(options, split) for split in options.splits}
     classes = common_classes(sources)
     quality = None if options.png else options.quality

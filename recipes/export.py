@@ -20,6 +20,7 @@ from typing import Any
 
 from ndavid.config import parse, run_main
 from ndavid.errors import CheckpointError, ConfigError
+from ndavid.locks import hold
 from ndavid.models.encoder_base import Encoder
 from ndavid.models.export import Kind, export_encoder
 from ndavid.models.mvit import MvitEncoder
@@ -89,9 +90,10 @@ def main() -> None:
     encoder = load_encoder(config.checkpoint, weights=config.weights)
     shape = input_shape(config, encoder)
     print(f"{encoder.name} for samples of {shape}")
-    exports = export_encoder(
-        encoder, shape, config.output, config.kinds, pool=config.pool, uint8=config.uint8
-    )
+    with hold(config.output):
+        exports = export_encoder(
+            encoder, shape, config.output, config.kinds, pool=config.pool, uint8=config.uint8
+        )
     print(*exports, sep="\n")
     missing = [str(export) for export in exports if export.error is None]
     if missing and not config.allow_missing:

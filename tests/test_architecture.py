@@ -11,22 +11,23 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ndavid"
 
 # What may be imported by every room: leaves that import nothing of ours but the errors.
-COMMON = {"errors", "collectives", "checkpoint_files", "progress", "interruption"}
+COMMON = {"errors", "collectives", "checkpoint_files", "locks", "progress", "interruption"}
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
     "progress": set(),
     "interruption": {"errors"},
     "checkpoint_files": {"errors"},
+    "locks": {"errors"},
     "config": {"errors"},
     "nda": {"errors"},
-    "data": {"errors"},
+    "data": {"errors", "locks"},
     "models": COMMON,
     "losses": COMMON,
     "methods": COMMON | {"nda", "models", "losses"},
     "engine": COMMON | {"config"},
     "evaluation": COMMON | {"config", "data", "models", "losses", "methods", "engine"},
-    "study": {"errors", "config", "interruption", "engine", "evaluation"},
+    "study": {"errors", "locks", "config", "interruption", "engine", "evaluation"},
     "cli": {"errors", "config", "nda", "data"},
 }
 

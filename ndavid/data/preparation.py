@@ -35,6 +35,7 @@ from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError, printable
+from ndavid.locks import hold
 
 JOURNAL = "journal.jsonl"
 CLIPS = "clips"
@@ -104,12 +105,27 @@ def prepare(
 
     Raises:
         DataError: no listed clip is there or decodes, or the output cannot be written.
+        ConfigError: another process prepares in that folder.
     """
-    started = time.monotonic()
     settings = settings or PrepareSettings()
     videos, output = Path(videos), Path(output)
     matches = match_files(annotations.paths, list_videos(videos))
     _check_any_match(annotations, matches, videos)
+    with hold(output):
+        return _prepare(annotations, matches, videos, output, settings, num_workers, progress)
+
+
+def _prepare(
+    annotations: Annotations,
+    matches: Matches,
+    videos: Path,
+    output: Path,
+    settings: PrepareSettings,
+    num_workers: int,
+    progress: bool,
+) -> Preparation:
+    """`prepare` in a folder that no other process writes to."""
+    started = time.monotonic()
     _make_folder(output)
     tasks = _tasks(matches, videos, output, settings)
     _check_targets(tasks, videos, output)

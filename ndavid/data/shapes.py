@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ndavid.data.voc import CLASSES_FILE
 from ndavid.errors import DataError
+from ndavid.locks import hold
 
 MARKER = "shapes.json"
 VERSION = 1
@@ -58,23 +59,24 @@ def write_shapes(
         raise ValueError(f"need at least 4 images of 32 pixels, got {num_images} of {size}")
     output = Path(output)
     wanted = {"version": VERSION, "num_images": num_images, "size": size, "seed": seed}
-    if _already_written(output, wanted):
-        return output
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
-    _write_marker(output, wanted, complete=False)
-    names = [f"{index:06d}" for index in range(num_images)]
-    for index, name in enumerate(names):
-        pixels, objects = draw_image(_generator(seed, index), size)
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        picture.save(output / "JPEGImages" / f"{name}.jpg", quality=JPEG_QUALITY)
-        _write_annotation(output / "Annotations" / f"{name}.xml", name, size, objects)
-    num_test = max(1, round(num_images * TEST_SHARE))
-    for part, members in (("test", names[:num_test]), ("trainval", names[num_test:])):
-        path = output / "ImageSets" / "Main" / f"{part}.txt"
-        path.write_text("".join(f"{name}\n" for name in members))
-    (output / CLASSES_FILE).write_text("".join(f"{name}\n" for name in shape_classes()))
-    _write_marker(output, wanted, complete=True)
+    with hold(output):
+        if _already_written(output, wanted):
+            return output
+        for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (output / folder).mkdir(parents=True, exist_ok=True)
+        _write_marker(output, wanted, complete=False)
+        names = [f"{index:06d}" for index in range(num_images)]
+        for index, name in enumerate(names):
+            pixels, objects = draw_image(_generator(seed, index), size)
+            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            picture.save(output / "JPEGImages" / f"{name}.jpg", quality=JPEG_QUALITY)
+            _write_annotation(output / "Annotations" / f"{name}.xml", name, size, objects)
+        num_test = max(1, round(num_images * TEST_SHARE))
+        for part, members in (("test", names[:num_test]), ("trainval", names[num_test:])):
+            path = output / "ImageSets" / "Main" / f"{part}.txt"
+            path.write_text("".join(f"{name}\n" for name in members))
+        (output / CLASSES_FILE).write_text("".join(f"{name}\n" for name in shape_classes()))
+        _write_marker(output, wanted, complete=True)
     return output
 
 

@@ -28,6 +28,7 @@ from ndavid.data.shard_store import read_shard
 from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
 from ndavid.data.whole_files import remove_leftovers, whole_file
 from ndavid.errors import ConfigError, DataError
+from ndavid.locks import hold
 
 _PNG_START = b"\x89PNG"
 
@@ -158,35 +159,36 @@ def write_shards(
         progress: shows a bar.
 
     Raises:
-        ConfigError: the folder holds shards, or more shards than samples are asked for.
+        ConfigError: the folder holds shards, another process writes there, or more shards than
+            samples are asked for.
         DataError: none of the samples can be read, or classes that no index can hold.
     """
-    _check(samples, output, num_shards)
-    head = {"split": split, "fold": fold, "source": source or {}, "classes": list(classes)}
-    try:
-        check_head(head)
-    except ValueError as error:
-        raise DataError(output, f"cannot write shards: {error}") from error
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("[0-9]*.tar", INDEX_FILE):
-        remove_leftovers(output, name)
-    draw = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(samples), generator=draw)
-    bad: list[tuple[str, str]] = []
-    entries: list[ShardEntry] = []
-    with tqdm(total=len(samples), unit=samples.kind, disable=not progress) as bar:
-        for part in order.tensor_split(num_shards):
-            file = f"{len(entries):06d}.tar"
-            facts = _write_shard(samples, part.tolist(), output / file, bad)
-            bar.update(len(part))
-            if facts:
-                entries.append(_entry(output / file, facts))
-    if not entries:
-        path, reason = bad[0]
-        raise DataError(path, f"{reason}; none of the {len(bad)} {samples.kind} can be read")
-    index = ShardIndex(samples.kind, split, fold, source or {}, tuple(classes), tuple(entries))
-    with whole_file(output / INDEX_FILE) as stream:
-        stream.write(index.to_json().encode())
+    with hold(output, way_out="choose another folder"):
+        _check(samples, output, num_shards)
+        head = {"split": split, "fold": fold, "source": source or {}, "classes": list(classes)}
+        try:
+            check_head(head)
+        except ValueError as error:
+            raise DataError(output, f"cannot write shards: {error}") from error
+        for name in ("[0-9]*.tar", INDEX_FILE):
+            remove_leftovers(output, name)
+        draw = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(samples), generator=draw)
+        bad: list[tuple[str, str]] = []
+        entries: list[ShardEntry] = []
+        with tqdm(total=len(samples), unit=samples.kind, disable=not progress) as bar:
+            for part in order.tensor_split(num_shards):
+                file = f"{len(entries):06d}.tar"
+                facts = _write_shard(samples, part.tolist(), output / file, bad)
+                bar.update(len(part))
+                if facts:
+                    entries.append(_entry(output / file, facts))
+        if not entries:
+            path, reason = bad[0]
+            raise DataError(path, f"{reason}; none of the {len(bad)} {samples.kind} can be read")
+        index = ShardIndex(samples.kind, split, fold, source or {}, tuple(classes), tuple(entries))
+        with whole_file(output / INDEX_FILE) as stream:
+            stream.write(index.to_json().encode())
     return WrittenShards(index, tuple(bad))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ndavid.data.encode import EncodeSettings, write_video
 from ndavid.errors import DataError
+from ndavid.locks import hold
 
 FPS = 25.0
 MIN_FRAMES, MAX_FRAMES = 48, 96
@@ -88,15 +89,15 @@ def write_motion_clips(
         raise ValueError(f"size must be even and at least 16, got {size}")
     output = Path(output)
     wanted = {"version": VERSION, "num_clips": num_clips, "size": size, "seed": seed}
-    if _already_written(output, wanted):
-        return output
-    output.mkdir(parents=True, exist_ok=True)
-    _write_marker(output, wanted, complete=False)
-    clips = _layout(num_clips)
-    for index, clip in enumerate(clips):
-        _write_clip(output / clip.path, clip, index, size=size, seed=seed)
-    _write_lists(output, clips)
-    _write_marker(output, wanted, complete=True)
+    with hold(output):
+        if _already_written(output, wanted):
+            return output
+        _write_marker(output, wanted, complete=False)
+        clips = _layout(num_clips)
+        for index, clip in enumerate(clips):
+            _write_clip(output / clip.path, clip, index, size=size, seed=seed)
+        _write_lists(output, clips)
+        _write_marker(output, wanted, complete=True)
     return output
 
 

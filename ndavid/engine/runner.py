@@ -75,6 +75,7 @@ from ndavid.engine.turns import (
 )
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
 from ndavid.interruption import command_again
+from ndavid.locks import hold
 
 
 @dataclass(kw_only=True)
@@ -362,6 +363,8 @@ class _Loop:
         """On rank 0: where to go on from; an error is returned, for all ranks to raise."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
+            # One process holds the folder for all ranks.
+            self.closing.enter_context(hold(self.output, way_out="choose another run.output"))
             return run_directory.find_start(self.output, self.run.resume, say)
         except NdavidError as error:
             return error

@@ -60,6 +60,7 @@ from ndavid.evaluation.other_images import (
     parse_operations,
     parse_others,
 )
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import trace_images, training_run
 from ndavid.evaluation.report import Picture, write_outputs
@@ -124,6 +125,7 @@ class AnomalyConfig:
             raise ConfigError("max_images must not be negative, and resamples be at least 2")
 
 
+@alone_in_output
 def run(config: AnomalyConfig) -> Result:
     """Scores every set, writes ``result.json``, ``report.html`` and the scores; returns the result.
 

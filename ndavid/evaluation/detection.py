@@ -52,6 +52,7 @@ from ndavid.evaluation.detection_encoder import (
 )
 from ndavid.evaluation.detection_inference import detect_all, picture_of
 from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Protocol, Result, file_digest
 from ndavid.evaluation.report import write_outputs
 from ndavid.methods.detection import DetectionMethod
@@ -114,6 +115,7 @@ class DetectionConfig:
             raise ConfigError(f"milestones must increase, not {self.milestones}")
 
 
+@alone_in_output
 def run(config: DetectionConfig) -> Result:
     """Trains and measures; writes ``result.json`` and ``report.html``; returns the result.
 

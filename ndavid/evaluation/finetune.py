@@ -32,6 +32,7 @@ from ndavid.engine.rng import derive_seed, generator
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, classify, pool_confusions
 from ndavid.evaluation.data_warnings import absent_classes, damaged, dropped, shared_videos
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.paper_compat import NOTES, Subset, draw_subset, long_enough
 from ndavid.evaluation.prepared_files import PreparedFiles
 from ndavid.evaluation.pretrained import load_classifier, locate_each
@@ -77,6 +78,7 @@ class FinetuneConfig(VideoConfig, TrainingConfig):
         return "scratch" if not self.checkpoint and self.mode != "linear" else self.mode
 
 
+@alone_in_output
 def run(config: FinetuneConfig) -> Result:
     """Trains and tests every fold; writes ``result.json`` and ``report.html``; returns the result.
 

@@ -64,6 +64,7 @@ from ndavid.evaluation.image_views import (
     share_images,
 )
 from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import training_run
 from ndavid.evaluation.report import Picture, write_outputs
@@ -165,6 +166,7 @@ class GenerationConfig:
             )
 
 
+@alone_in_output
 def run(config: GenerationConfig) -> Result:
     """Measures, writes ``result.json``, ``report.html`` and the sheets, and returns the Result.
 

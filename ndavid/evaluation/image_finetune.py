@@ -19,6 +19,7 @@ from ndavid.evaluation.image_task import (
     meet_ranks,
     run_trial,
 )
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
 
@@ -41,6 +42,7 @@ class ImageFinetuneConfig(ImageTrainingConfig):
             raise ConfigError("mode: scratch takes no checkpoint; use mode: finetune")
 
 
+@alone_in_output
 def run(config: ImageFinetuneConfig) -> Result:
     """Trains all parameters and tests them; writes ``result.json`` and returns it.
 

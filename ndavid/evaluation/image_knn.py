@@ -10,6 +10,7 @@ from ndavid.evaluation.frozen_images import (
     write_image_result,
 )
 from ndavid.evaluation.knn import KnnSettings, classify_by_neighbours
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
 
@@ -25,6 +26,7 @@ class ImageKnnConfig(FrozenImagesConfig, KnnSettings):
         self.check_votes()
 
 
+@alone_in_output
 def run(config: ImageKnnConfig) -> Result:
     """Classifies the test images, writes ``result.json`` and returns it."""
     return write_image_result(classify_by_neighbours(load_frozen_images(config), config), config)

@@ -37,6 +37,7 @@ from ndavid.evaluation.image_task import (
     run_trial,
 )
 from ndavid.evaluation.linear_heads import HeadsConfig, choose_rate, train_heads
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.settings import feature_folder
 
@@ -65,6 +66,7 @@ class ImageLinearConfig(ImageTrainingConfig):
     """length, seed, precision; run.output follows from output"""
 
 
+@alone_in_output
 def run(config: ImageLinearConfig) -> Result:
     """Probes the encoder, writes ``result.json`` and returns it.
 

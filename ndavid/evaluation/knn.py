@@ -30,6 +30,7 @@ from ndavid.evaluation.frozen_videos import (
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.neighbours import TEMPERATURE, too_many_neighbours, vote
 from ndavid.evaluation.outcomes import Outcome
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
 
@@ -62,6 +63,7 @@ class KnnConfig(FrozenVideosConfig, KnnSettings):
         self.check_votes()
 
 
+@alone_in_output
 def run(config: KnnConfig) -> Result:
     """Classifies the videos of every fold, writes ``result.json`` and returns it."""
     return write_result(pool_confusions(measure_folds(config, _classify_fold)), config)

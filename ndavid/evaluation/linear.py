@@ -24,6 +24,7 @@ from ndavid.evaluation.frozen_videos import (
     measure_folds,
     write_result,
 )
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.regression import RegressionConfig, fit_chosen, predict
 
@@ -44,6 +45,7 @@ class LinearConfig(FrozenVideosConfig, RegressionConfig):
         RegressionConfig.__post_init__(self)
 
 
+@alone_in_output
 def run(config: LinearConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
     return write_result(pool_confusions(measure_folds(config, _probe_fold)), config)

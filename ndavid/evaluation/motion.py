@@ -40,6 +40,7 @@ from ndavid.evaluation.frozen_videos import (
 )
 from ndavid.evaluation.intervals import mean_of_items
 from ndavid.evaluation.outcomes import outcomes_of
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.regression import Fitted, RegressionConfig, fit_chosen, predict
 from ndavid.evaluation.views import ViewsConfig
@@ -83,6 +84,7 @@ class Probed:
         return {"told": {"true": true, "broken": broken}, "sweep": self.fitted.losses()}
 
 
+@alone_in_output
 def run(config: MotionConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
     broken = BrokenCopies(tuple(BROKEN.values()), config.seed)

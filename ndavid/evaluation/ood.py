@@ -40,6 +40,7 @@ from ndavid.evaluation.frozen_images import (
 from ndavid.evaluation.intervals import Metric, auroc
 from ndavid.evaluation.neighbours import nearest_chunks
 from ndavid.evaluation.other_images import BrokenImages, parse_operations, parse_others
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
 Scores = Callable[[Tensor], Tensor]
@@ -71,6 +72,7 @@ class OodConfig(FrozenImagesConfig):
             raise ConfigError("k must be at least 1, ridge not negative")
 
 
+@alone_in_output
 def run(config: OodConfig) -> Result:
     """Measures every column, writes ``result.json`` and returns it.
 

@@ -32,6 +32,7 @@ from ndavid.evaluation.frozen_videos import (
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
 from ndavid.evaluation.neighbours import too_many_neighbours
 from ndavid.evaluation.outcomes import outcomes_of
+from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
 
@@ -59,6 +60,7 @@ class RetrievalConfig(FrozenVideosConfig):
         super().__post_init__()
 
 
+@alone_in_output
 def run(config: RetrievalConfig) -> Result:
     """Measures R@k on every fold, writes ``result.json`` and returns it."""
     return write_result(measure_folds(config, _query_fold), config)

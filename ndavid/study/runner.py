@@ -7,7 +7,6 @@ study that was stopped, by a signal or by a failure, goes on when it is started 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import shlex
@@ -24,11 +23,10 @@ import torch
 
 from ndavid.errors import ConfigError
 from ndavid.interruption import command_again
+from ndavid.locks import hold
 from ndavid.study.config import StudyConfig
 from ndavid.study.plan import Cell, Step, cells, preparations
 from ndavid.study.steps import LOG, Ended, StepRunner, record_of
-
-_LOCK = "study.lock"
 
 
 @dataclass
@@ -78,7 +76,7 @@ def run_steps(config: StudyConfig) -> Progress:
     _check_files(steps)
     gpus = visible_gpus()
     jobs = config.jobs or len(gpus) or max(_cores() // config.threads, 1)
-    with _alone_in(Path(config.output)):
+    with hold(config.output):
         done = _count_done(steps)  # made with another command: say so before hours of work
         print(f"{len(steps)} steps, {done} done before; {jobs} at once", flush=True)
         runner = StepRunner(threads=config.threads, gpus=gpus)
@@ -178,18 +176,6 @@ def _check_files(steps: Sequence[Step]) -> None:
     for step in steps:
         if not step.script:
             raise ConfigError(f"{step.folder}: no script is given")
-
-
-@contextlib.contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Two processes in one folder would overwrite each other's checkpoints."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process is running a study in {output}") from error
-        yield
 
 
 @contextlib.contextmanager

@@ -317,7 +317,7 @@ def test_sigterm_lets_steps_save_and_a_second_study_is_refused(
     config = paused(tiny_study(jobs=2), 0.1, steps=1000)
     process = start(config, tmp_path)
     wait_for(lambda: min(len(trace(config, a)) for a in ("none", "more")) >= 2, process)
-    with pytest.raises(ConfigError, match="another process is running a study in"):
+    with pytest.raises(ConfigError, match=rf"in use by process {process.pid} on "):
         run_steps(config)
     with nothing_left(process):
         # To the whole group, as a cluster ends a job.
