@@ -13,7 +13,7 @@ import scripts
 import torch
 from torch import Tensor, nn
 
-from ndavid.data.annotations import parse_folder
+from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.preparation import prepare
 from ndavid.data.shapes import write_shapes
 from ndavid.data.shard_writing import ClipFiles, write_shards

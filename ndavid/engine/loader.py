@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,8 +11,10 @@ from torch.utils.data import DataLoader, default_collate
 
 from ndavid.engine.sampler import EpochSampler, Key
 from ndavid.engine.shard_sampler import ShardSampler
+from ndavid.engine.shared_memory import InSharedMemory
 from ndavid.engine.signals import ignore_in_worker
-from ndavid.errors import NdavidError, TrainingError
+from ndavid.engine.waiting import LIMIT_SECONDS, wait_for_batches
+from ndavid.errors import NdavidError
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -120,7 +121,7 @@ def build_loader(
     return DataLoader(
         _Guarded(dataset),  # type: ignore[arg-type]
         batch_sampler=sampler,
-        collate_fn=_GuardedCollate(collate or default_collate),
+        collate_fn=InSharedMemory(_GuardedCollate(collate or default_collate)),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -130,22 +131,26 @@ def build_loader(
     )
 
 
-def batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+def batches(
+    loader: DataLoader[Any],
+    *,
+    limit: float = LIMIT_SECONDS,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
     """One pass over the sampler's position; raises what a dataset raised, as it raised it.
 
+    Args:
+        loader: of `build_loader`, or any whose collate function is an `InSharedMemory`.
+        limit: seconds that one batch of worker processes may take; 0 for no limit.
+        stopped: asked about once a second during a wait; where it says so the pass ends early.
+
     Raises:
-        TrainingError: a worker process died.
+        TrainingError: a worker process died, found no room for a batch, or took too long.
     """
-    try:
-        for batch in loader:
-            if isinstance(batch, NdavidError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if not re.match(r"DataLoader worker \(pid.*(killed|exited unexpectedly)", str(error)):
-            raise
-        reason = "killed from outside, often for want of memory: lower num_workers"
-        raise TrainingError(f"a data loading process died ({reason})") from error
+    for batch in wait_for_batches(loader, limit=limit, stopped=stopped):
+        if isinstance(batch, NdavidError):
+            raise batch
+        yield batch
 
 
 def close(loader: DataLoader[Any]) -> None:

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "run.keep_checkpoints",
     "run.log_every",
     "run.num_workers",
+    "run.data_timeout",
     "run.trackers",
     "run.max_bad_fraction",
 )

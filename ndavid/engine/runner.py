@@ -28,6 +28,7 @@ import yaml
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from ndavid.collectives import rank, world_size
 from ndavid.engine import checkpoint, environment, run_directory
@@ -57,6 +58,7 @@ from ndavid.engine.optim import OptimConfig, lr_factor, set_lr
 from ndavid.engine.records import StepRecords
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.shard_sampler import ShardSampler
+from ndavid.engine.shared_memory import check_room
 from ndavid.engine.signals import StopSignal, leave
 from ndavid.engine.tracking import Tracker, other_trackers, say
 from ndavid.engine.turns import (
@@ -106,6 +108,8 @@ class RunConfig:
     """optimizer steps between writes; each step has its record, timings are means between writes"""
     num_workers: int = 2
     """data loading processes a rank; 0 loads in the training process"""
+    data_timeout: float = 1800.0
+    """seconds that one batch of the data loading processes may take; 0 for no limit"""
     max_bad_fraction: float = 0.01
     """share of the clips that may be undecodable before the run stops"""
     compile: bool = False
@@ -128,7 +132,7 @@ class RunConfig:
         for name, least in [
             ("epochs", 1), ("batch_size", 1), ("save_every_steps", 1),
             ("keep_checkpoints", 0), ("log_every", 1), ("num_workers", 0), ("max_steps", 1),
-            ("ema_start_step", 0),
+            ("ema_start_step", 0), ("data_timeout", 0),
         ]:  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
@@ -277,6 +281,7 @@ class _Loop:
         self.device = accelerator.device
         self.is_main = accelerator.is_main_process
         self.saved: Path | None = None
+        self.begun_at = self.saved_step = -1
         self.watch = _Stopwatch()
         self.finite = FiniteWatch(self.device)
         self.records = StepRecords()
@@ -318,6 +323,7 @@ class _Loop:
             world_size=world_size(),
             num_workers=run.num_workers,
         )
+        self._check_shared_memory(dataset, collate)
         self.loader = build_loader(
             dataset,
             self.sampler,
@@ -341,6 +347,18 @@ class _Loop:
             self.total_steps = min(self.total_steps, run.max_steps)
         self.bad_clips = BadClips(len(dataset), run.max_bad_fraction)
         self.data_digest: str | None = getattr(dataset, "digest", None)
+
+    def _check_shared_memory(self, dataset: KeyedDataset, collate: Collate | None) -> None:
+        # A sample of shards means a whole shard, and a reader that workers must not inherit.
+        if getattr(dataset, "shard_sizes", None) is not None:
+            return
+        key = (0, derive_seed(self.run.seed, "sample", 0, 0))
+        check_room(
+            lambda: (collate or default_collate)([dataset[key]]),
+            batch_size=self.run.batch_size,
+            num_workers=self.run.num_workers,
+            ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        )
 
     def start(self) -> int:
         """Prepares the folder, loads the checkpoint to go on from, returns the steps done."""
@@ -413,7 +431,7 @@ class _Loop:
 
     def train(self, on_epoch_end: Hook | None, on_steps: EverySteps | None) -> RunResult:
         """Goes from the first step, or that of a checkpoint, to the last."""
-        step = self.start()
+        step = self.begun_at = self.start()
         self.tracker = Tracker(
             self.output,
             start=step,
@@ -437,18 +455,31 @@ class _Loop:
                 self._save_or_leave(step)
                 if step == self.total_steps:
                     break
+            else:
+                self._leave_if_stopped(step)
         return self._finish(step)
 
     def _groups(self, step: int) -> Iterator[list[dict[str, Any]]]:
-        """From ``step`` to the end of its epoch: the batches of one optimizer step at a time."""
+        """From ``step`` to the end of its epoch: the batches of one optimizer step at a time.
+
+        Ends early where a signal came while a rank waited for data.
+        """
         epoch, first = divmod(step, self.steps_per_epoch)
         self.sampler.set_position(epoch, first * self.batches_per_step)
-        stream = batches(self.loader)
+        stream = batches(
+            self.loader, limit=self.run.data_timeout, stopped=lambda: bool(self.stop.number)
+        )
         for done in range(first, self.steps_per_epoch):
-            yield self._fetch(stream, epoch * self.steps_per_epoch + done + 1)
+            group = self._fetch(stream, epoch * self.steps_per_epoch + done + 1)
+            if group is None:
+                return
+            yield group
 
-    def _fetch(self, stream: Iterator[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-        """The batches of one step; all ranks stop if one cannot read on, or over bad clips."""
+    def _fetch(self, stream: Iterator[dict[str, Any]], step: int) -> list[dict[str, Any]] | None:
+        """The batches of one step; all ranks stop if one cannot read on, or over bad clips.
+
+        None on every rank where a signal came while one waited.
+        """
         group: list[dict[str, Any]] = []
         problem: Exception | None = None
         with self.watch.waiting_for_data():
@@ -457,14 +488,15 @@ class _Loop:
             except Exception as error:
                 problem = error
         bad = [clip for batch in group for clip in batch.pop("bad", ())]
-        failed, some_bad = agree(problem is not None, len(bad))
+        waited = len(group) < self.batches_per_step and problem is None
+        failed, some_bad, stopped = agree(problem is not None, len(bad), waited)
         with self._flushed_before_leaving():
             if failed:
                 raise_first(problem)
             if some_bad:
                 self._together(lambda: self._count_bad_clips(step, bad))
                 self.bad_clips.check()
-        return group
+        return None if stopped else group
 
     def _step(self, step: int, group: list[dict[str, Any]]) -> None:
         """One optimizer step; ``step`` counts those done before it."""
@@ -642,6 +674,16 @@ class _Loop:
             self.tracker.say(f"stopped by {name}; saved {self.how_to_go_on()}")
             leave(number)
 
+    def _leave_if_stopped(self, step: int) -> None:
+        """After a signal that came while data was waited for: saves what is not saved, leaves."""
+        (number,) = agree(self.stop.number)
+        if not number:
+            return
+        if step > self.begun_at and step != self.saved_step:
+            self._save(step)
+        self.tracker.say(f"stopped by {signal.Signals(number).name}; saved {self.saved}")
+        leave(number)
+
     def _save(self, step: int) -> None:
         """Writes a checkpoint on rank 0, of finite weights only; all ranks learn how it went."""
         self._check_finite()
@@ -650,7 +692,7 @@ class _Loop:
         outcome = from_main(self._write(step) if self.is_main else None)
         if isinstance(outcome, NdavidError):
             raise outcome
-        self.saved = outcome
+        self.saved, self.saved_step = outcome, step
         self.watch.restart()
 
     def _write(self, step: int) -> Path | NdavidError:

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from ndavid.collectives import rank, world_size
 from ndavid.data.video import collate
 from ndavid.engine.distributed import gather_objects
+from ndavid.engine.loader import batches
+from ndavid.engine.shared_memory import InSharedMemory
 from ndavid.errors import DataError, TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accuracy, wilson
@@ -98,21 +100,21 @@ def per_item(
         TrainingError: If the model gives numbers that are not finite.
     """
     size = max(1, views_per_batch // views_per_item)
-    batches = (
+    chunks = (
         batches_in_runs(len(dataset), size, rank(), world_size(), max(1, num_workers))
         if in_runs
         else _chunks(range(rank(), len(dataset), world_size()), size)
     )
     loader = DataLoader(
         cast("Dataset[dict[str, Any]]", dataset),
-        batch_sampler=batches,
-        collate_fn=collate,
+        batch_sampler=chunks,
+        collate_fn=InSharedMemory(collate),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         # Worker base seeds come from here instead of the default generator.
         generator=torch.Generator(),
     )
-    total = sum(map(len, batches))
+    total = sum(map(len, chunks))
     mine = together(
         lambda: _score(compute, loader, total, device, on_bad, views_per_batch, description)
     )
@@ -162,7 +164,7 @@ def _score(
         torch.inference_mode(),
         Progress(total, description, unit="item", silent=rank() != 0) as progress,
     ):
-        for batch in loader:
+        for batch in batches(loader):
             if batch["bad"] and on_bad == "raise":
                 path, reason = batch["bad"][0]
                 raise DataError(path, f"cannot be evaluated: {reason}")

@@ -19,7 +19,8 @@ from ndavid.data.detection import (
     read_image,
 )
 from ndavid.engine.distributed import gather_objects
-from ndavid.engine.loader import to_device
+from ndavid.engine.loader import batches, to_device
+from ndavid.engine.shared_memory import InSharedMemory
 from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.detection_ap import ImageResult
@@ -78,7 +79,7 @@ def _detect_mine(
     loader = DataLoader(
         Subset(dataset, range(rank(), len(dataset), world_size())),
         batch_size=batch_size,
-        collate_fn=collate_detection,
+        collate_fn=InSharedMemory(collate_detection),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
@@ -89,7 +90,7 @@ def _detect_mine(
         torch.inference_mode(),
         Progress(share, "detecting", unit="image", silent=rank() != 0) as progress,
     ):
-        for batch in loader:
+        for batch in batches(loader):
             indices, sizes = batch["index"].tolist(), batch["size"].tolist()
             outputs = method.detect(to_device(batch, device))
             for index, size, output in zip(indices, sizes, outputs, strict=True):
