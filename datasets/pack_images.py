@@ -20,7 +20,7 @@ from typing import get_args, get_type_hints
 from ndavid.config import run_main
 from ndavid.data.image_archive import read_archive, write_archive
 from ndavid.data.image_packing import Packed, pack
-from ndavid.data.image_sources import ImageSource
+from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.errors import ConfigError, DataError
 from ndavid.locks import hold_file
@@ -48,6 +48,8 @@ def pack_all(options: argparse.Namespace) -> None:
     size = options.output.stat().st_size / 1e6
     print(f"{options.output}: {len(classes)} classes, {size:.1f} MB")
     for split, done in packed.items():
+        for note in listing_notes(sources[split]):
+            print(f"  {split}: {note}")
         count = len(done.split.files)
         print(
             f"  {split}: {count} images, {done.kept} JPEG files as they were, {len(done.bad)} bad"

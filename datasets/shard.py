@@ -22,7 +22,7 @@ from typing import get_args, get_type_hints
 
 from ndavid.config import run_main
 from ndavid.data.image_archive import read_archive
-from ndavid.data.image_sources import ImageSource
+from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.data.manifest import read_manifest
 from ndavid.data.shard_writing import (
@@ -73,6 +73,7 @@ def write_clips(options: argparse.Namespace) -> WrittenShards:
 def write_images(options: argparse.Namespace) -> WrittenShards:
     images = open_source(options)
     source = {"images": options.source, "digest": images.digest}
+    print(*listing_notes(images), sep="\n", end="\n" if listing_notes(images) else "")
     samples = ImageFiles(images, quality=None if options.png else options.quality)
     return write(samples, options, classes=images.classes, fold=0, source=source)
 

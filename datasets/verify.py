@@ -35,6 +35,7 @@ def main() -> None:
 
 def report(result: Verification) -> str:
     lines = [f"{result.num_clips} clips, {result.num_decoded} of them decoded to the end"]
+    lines += [f"  {note}" for note in result.notes]
     lines += [f"  equal files: {' = '.join(paths)}" for paths in result.duplicates]
     across = len(result.duplicates_across)
     if across:

@@ -22,6 +22,7 @@ import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
+from ndavid.data.image_sources import listing_notes
 from ndavid.data.images import ImageDataConfig, ImageDataset, image_eval_transform, open_images
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
@@ -76,7 +77,7 @@ def main() -> None:
     config = parse(TrainGanConfig, sys.argv[1:], description=__doc__ or "")
     dataset = open_data(config)
     if rank() == 0:
-        print(f"{len(dataset)} images to train on")
+        print(f"{len(dataset)} images to train on", *listing_notes(dataset.source), sep="\n  ")
     with seeded(config.run.seed, "init"):
         method = GanMethod(
             config.model, config.nda, adversarial=config.adversarial, augment=config.augment

@@ -19,23 +19,6 @@ from ndavid.data.names import check_name, check_text
 from ndavid.data.source_groups import kinetics_group, source_group
 from ndavid.errors import DataError
 
-VIDEO_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        "3gp",
-        "avi",
-        "flv",
-        "m4v",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "ts",
-        "webm",
-        "wmv",
-    )
-)
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
 HMDB51_CODES = {"0": "", "1": "train", "2": "test"}
 
@@ -254,27 +237,6 @@ def _kinetics_name(path: Path, where: str, row: Mapping[str, str]) -> str:
 
 
 # --- files ----------------------------------------------------------------------------------------
-
-
-def list_videos(folder: str | os.PathLike[str]) -> list[str]:
-    """Posix paths, relative to `folder`, of the files below it with a video's suffix, sorted.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(folder, "there is no such folder")
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        found += [
-            (below / name).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)
 
 
 def _find_home(folder: Path, pattern: str) -> Path:

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from ndavid.data.annotations import Annotations, Entry, list_videos
+from ndavid.data.annotations import Annotations, Entry
+from ndavid.data.file_tree import is_hidden
 from ndavid.data.names import fault_of_name
 from ndavid.data.source_groups import source_group
 from ndavid.data.split_names import side_called, sides_hinted
+from ndavid.data.video_files import list_videos
 from ndavid.errors import DataError
 
 Layout = Literal["auto", "splits", "classes"]
@@ -178,7 +180,7 @@ def _notes_on_empty_folders(
 
 
 def _folders_in(folder: Path) -> Iterator[str]:
-    yield from sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    yield from sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def _listing(names: Iterable[str]) -> str:

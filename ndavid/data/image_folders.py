@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from ndavid.data.file_tree import find_files, is_hidden
+from ndavid.data.image_reading import IMAGE_SUFFIXES
 from ndavid.data.image_sources import FileImages
 from ndavid.errors import DataError
 
@@ -27,7 +26,9 @@ def open_tree(root: Path, split: str, class_list: str = "") -> FileImages:
     folder = root / split
     if not folder.is_dir():
         raise DataError(folder, "no such folder; it should hold one folder of images a class")
-    present = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    present = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)
+    )
     classes = _read_class_list(Path(class_list)) if class_list else present
     if absent := sorted(set(classes) - set(present)):
         reason = f"has no folder for {len(absent)} of the classes in {class_list}: {absent[0]}"
@@ -36,13 +37,22 @@ def open_tree(root: Path, split: str, class_list: str = "") -> FileImages:
         reason = "split may name the wrong part; source flat takes images without classes"
         raise DataError(folder, f"holds no class folders; {reason}")
     labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
-    if not found:
+    found = find_files(folder, IMAGE_SUFFIXES, tops=classes)
+    if not found.files:
         raise DataError(folder, "its class folders hold no images")
-    # By label: torchvision goes by name, and a class list may have another order.
-    found.sort(key=lambda item: item[1])
-    paths = [Path(path).relative_to(folder).as_posix() for path, _ in found]
-    return FileImages(folder, paths, torch.tensor([label for _, label in found]), classes)
+    # By class, folder and name, as torchvision lists them: what an index means must not change.
+    placed = sorted(
+        (labels[path.parts[0]], str(path.parent), path.name)
+        for path in map(PurePosixPath, found.files)
+    )
+    numbers = torch.tensor([label for label, _, _ in placed])
+    notes = found.notes("images")
+    filled = {PurePosixPath(parent).parts[0] for _, parent, _ in placed}
+    if empty := [name for name in classes if name not in filled]:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        notes += (f"{len(empty)} classes without images: {', '.join(empty[:5])}{more}",)
+    paths = [f"{parent}/{name}" for _, parent, name in placed]
+    return FileImages(folder, paths, numbers, classes, notes=notes)
 
 
 def open_flat(root: Path, split: str) -> FileImages:
@@ -60,30 +70,18 @@ def open_flat(root: Path, split: str) -> FileImages:
         folder = root  # a user's own pictures lie in no part
     if not folder.is_dir():
         raise DataError(folder, "no such folder; it should hold images")
-    paths = sorted(path.relative_to(folder).as_posix() for path in _files_below(folder))
-    if not paths:
-        raise DataError(folder, f"holds no images, which end in {', '.join(IMG_EXTENSIONS)}")
-    return FileImages(folder, paths, torch.full((len(paths),), -1), ())
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Image files at any depth, through links, each folder once; nothing that is hidden."""
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        # Pruned in place: os.walk goes where the list says. A link may lead back up.
-        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield Path(place) / name
+    found = find_files(folder, IMAGE_SUFFIXES)
+    count = len(found.files)
+    if not count:
+        raise DataError(folder, f"holds no images, which end in {', '.join(IMAGE_SUFFIXES)}")
+    return FileImages(
+        folder, found.files, torch.full((count,), -1), (), notes=found.notes("images")
+    )
 
 
 def _read_class_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, f"cannot be read as a list of classes: {error}") from error
     names = [words[0] for line in lines if (words := line.split())]

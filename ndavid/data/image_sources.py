@@ -119,6 +119,7 @@ class FileImages:
         paths: one a file, "/" between their parts.
         labels: long (N,), -1 for none.
         classes: names in label order.
+        notes: what was left out of the folder when it was listed, a line each.
     """
 
     def __init__(
@@ -127,7 +128,10 @@ class FileImages:
         paths: Sequence[str],
         labels: Tensor,
         classes: Sequence[str],
+        *,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = tuple(notes)
         self.folder = Path(folder)
         self.classes = tuple(classes)
         self.labels = checked_labels(labels, len(paths), self.classes, folder)
@@ -208,6 +212,13 @@ class EncodedImages:
 
     def name(self, index: int) -> str:
         return f"{self.origin}[{index}]"
+
+
+def listing_notes(source: ImageSource) -> tuple[str, ...]:
+    """What was left out when a source, or the one that it is a part of, was listed."""
+    while (whole := getattr(source, "source", None)) is not None:
+        source = whole
+    return source.notes if isinstance(source, FileImages) else ()
 
 
 def decode_image(content: Tensor, name: str, *, upright: bool = True) -> Tensor:

@@ -25,14 +25,16 @@ from typing import Any
 import av
 from tqdm import tqdm
 
-from ndavid.data.annotations import Annotations, list_videos
+from ndavid.data.annotations import Annotations
 from ndavid.data.clip_matching import Matches, match_files
 from ndavid.data.decode import probe, verify_backend
 from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
 from ndavid.data.file_digests import DigestKind, file_facts, kind_of
+from ndavid.data.file_tree import FileTree
 from ndavid.data.journal import Journal
 from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
 from ndavid.data.manifest import ClipRecord, Manifest
+from ndavid.data.video_files import find_videos
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError, printable
 from ndavid.locks import hold
@@ -84,6 +86,7 @@ class Preparation:
     unlisted: tuple[str, ...]
     leaks: tuple[Leak, ...]
     notes: tuple[str, ...]
+    passed_over: Mapping[str, int]
     num_reused: int
     seconds: float
 
@@ -109,14 +112,18 @@ def prepare(
     """
     settings = settings or PrepareSettings()
     videos, output = Path(videos), Path(output)
-    matches = match_files(annotations.paths, list_videos(videos))
+    found = find_videos(videos)
+    matches = match_files(annotations.paths, found.files)
     _check_any_match(annotations, matches, videos)
     with hold(output):
-        return _prepare(annotations, matches, videos, output, settings, num_workers, progress)
+        return _prepare(
+            annotations, found, matches, videos, output, settings, num_workers, progress
+        )
 
 
 def _prepare(
     annotations: Annotations,
+    found: FileTree,
     matches: Matches,
     videos: Path,
     output: Path,
@@ -159,7 +166,8 @@ def _prepare(
         missing=matches.missing,
         unlisted=matches.unlisted,
         leaks=leaked_groups(manifest),
-        notes=annotations.notes,
+        notes=(*annotations.notes, *found.notes("videos")),
+        passed_over=found.passed_over,
         num_reused=len(tasks) - len(todo),
         seconds=time.monotonic() - started,
     )
@@ -445,6 +453,7 @@ def _write_reports(done: Preparation, settings: PrepareSettings, output: Path) -
         "missing": len(done.missing),
         "unlisted": len(done.unlisted),
         "leaked_groups": len(done.leaks),
+        "passed_over": dict(sorted(done.passed_over.items())),
         "pyav": av.__version__,
         "ffmpeg": getattr(av, "ffmpeg_version_info", ""),
     }

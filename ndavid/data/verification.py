@@ -7,15 +7,17 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from ndavid.data.changed_files import changed_files, is_recorded
 from ndavid.data.decode import probe
+from ndavid.data.file_tree import find_files
 from ndavid.data.leaks import leaked_groups
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.split_names import side_called
+from ndavid.data.video_files import VIDEO_SUFFIXES
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError
 
@@ -29,6 +31,7 @@ class Verification:
         errors: what makes the set unusable as it stands; one line each.
         duplicates: paths of files with the same bytes, a tuple a set of copies.
         duplicates_across: those of them that lie on both sides of some fold.
+        notes: what lies beside the clips and is no video, a line each.
         num_clips, num_decoded: how many clips there are, and how many were decoded to the end.
     """
 
@@ -38,6 +41,7 @@ class Verification:
     num_clips: int
     num_decoded: int
     num_unknown: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def verify(
@@ -77,7 +81,25 @@ def verify(
         num_clips=len(contents.records),
         num_decoded=len(chosen),
         num_unknown=sum(not is_recorded(record) for record in contents.records),
+        notes=_notes(contents),
     )
+
+
+def _notes(manifest: Manifest) -> tuple[str, ...]:
+    """What lies among the clips and is no video; only folders that the manifest names count."""
+    tops = {PurePosixPath(record.path).parts[0] for record in manifest.records}
+    tops = {top for top in tops if (manifest.root / top).is_dir()}
+    loose = any("/" not in record.path for record in manifest.records)
+    try:
+        found = find_files(manifest.root, VIDEO_SUFFIXES, tops=tops | ({""} if loose else set()))
+    except DataError as error:
+        return (f"cannot look for what lies beside the clips: {error}",)
+    listed = {record.path for record in manifest.records}
+    others = [path for path in found.files if path not in listed]
+    lines = found.notes("videos")
+    if others:
+        lines += (f"{len(others)} videos are there that it does not list, such as {others[0]}",)
+    return lines
 
 
 def _file_errors(manifest: Manifest) -> list[str]:

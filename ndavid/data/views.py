@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.clip_sets import open_clips
-from ndavid.data.image_sources import MemoryImages
+from ndavid.data.image_sources import MemoryImages, listing_notes
 from ndavid.data.images import (
     ImageDataConfig,
     ImageDataset,
@@ -104,7 +104,7 @@ def _of_images(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         plain=ImageDataset(source, image_eval_transform(augment.size), on_error="next"),
         labels=source.labels,
         groups=None,
-        summary=f"{len(source)} images to train on",
+        summary="\n  ".join([f"{len(source)} images to train on", *listing_notes(source)]),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ndavid.data.image_sources import ImageSource
+from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, image_eval_transform, open_images
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError
@@ -118,7 +118,10 @@ def describe_images(
         num_classes=len(source.classes),
         sampling=shown,
         size=views.size,
-        notes=[f"Classes: {chosen_classes(data)}."] if chosen_classes(data) else [],
+        notes=[
+            *([f"Classes: {chosen_classes(data)}."] if chosen_classes(data) else []),
+            *(f"{split or 'all'}: {note}." for note in listing_notes(source)),
+        ],
     )
 
 

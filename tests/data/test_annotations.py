@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from ndavid.data.annotations import (
     Annotations,
-    list_videos,
     parse_hmdb51,
     parse_kinetics,
     parse_ucf101,
@@ -19,6 +18,7 @@ from ndavid.data.annotations import (
 from ndavid.data.clip_matching import match_files
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.source_groups import kinetics_group, source_group
+from ndavid.data.video_files import list_videos
 from ndavid.errors import DataError
 
 CLASSES = ("Archery", "HandstandPushups", "YoYo")
