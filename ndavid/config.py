@@ -9,6 +9,7 @@ key. Overrides win over files whatever the order on the command line:
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -140,9 +141,14 @@ def _rank_note() -> str:
     return "" if rank == "0" else f" (rank {rank})"
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Keeps the lines of the description: commands in it are there to be copied."""
+
+
 def _parser(cls: type, description: str) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         description=description or (cls.__doc__ or "").split("\n\n")[0],
+        formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,

@@ -232,6 +232,13 @@ def test_the_engines_configs_round_trip(config: RunConfig | OptimConfig) -> None
     assert from_yaml(type(config), to_yaml(config)) == config
 
 
+def test_help_keeps_the_lines_of_the_description(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "Trains a thing.\n\n    python train.py --config FILE \\\\\n        --seed 1\n\nOr not."
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"], description=text)
+    assert f"\n{text}\n" in capsys.readouterr().out
+
+
 def test_help_shows_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         parse(Config, ["--help"], description="Trains a thing.")
