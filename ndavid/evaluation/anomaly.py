@@ -301,6 +301,7 @@ def _write(
         task="anomaly",
         metrics=metrics,
         protocol=protocol,
+        network=f"{loaded.gan.config.architecture} discriminator",
         chances=_chances(metrics, shares, columns),
         checkpoint={"path": config.checkpoint, "sha256": loaded.discriminator_digest},
         seed=config.seed,

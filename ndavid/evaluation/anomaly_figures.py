@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ndavid.evaluation.figure_text import shortened
 from ndavid.evaluation.figures import INK, PALETTE, STYLE, to_svg
 
 _BINS = 60
@@ -41,7 +42,7 @@ def histogram_figure(known: Tensor, others: Mapping[str, Tensor], label: str) ->
             handles.append(outline[2])
         # Named one by one: left to itself, a legend has outlines before what is filled.
         handles = [handle[0] for handle in handles]
-        axes.legend(handles, ["known", *others], loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(handles, shortened(["known", *others]), loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_xlabel(label)
         axes.set_ylabel("density")
         axes.set_yticks([])

@@ -144,6 +144,7 @@ def run(config: DetectionConfig) -> Result:
         task="detection",
         metrics=metrics,
         protocol=_protocol(config, test, loaded, selection),
+        network=loaded.encoder.name,
         checkpoint=loaded.source,
         tested={"path": str(weights), "sha256": file_digest(weights)},
         seed=config.run.seed,

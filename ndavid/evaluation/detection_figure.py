@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ndavid.evaluation.detection_ap import ImageResult
+from ndavid.evaluation.figure_text import escaped, shortened
 
 _COLUMNS = 4
 _SHOWN_SCORE = 0.5
@@ -26,6 +27,7 @@ def detections_figure(
     for axis in axes:
         axis.set_axis_off()
     colours = colormaps["tab20"]
+    names = [escaped(name) for name in shortened(classes)]
     for axis, image, one in zip(axes, pixels, results, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy())
         uncounted = one.difficult | one.crowd
@@ -37,8 +39,9 @@ def detections_figure(
             axis.text(
                 box[0] - 0.5,
                 box[1] - 0.5,
-                f"{classes[label]} {score:.2f}",
+                f"{names[label]} {score:.2f}",
                 fontsize=7,
+                parse_math=False,
                 va="bottom",
                 color="white",
                 bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},

@@ -14,6 +14,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
+from ndavid.evaluation.figure_text import (
+    foreign_texts,
+    is_foreign,
+    room_for,
+    shortened,
+    without_glyph_warnings,
+)
 from ndavid.evaluation.intervals import Metric
 
 PALETTE = ("#2b5f9e", "#d1742c", "#3b8a5d", "#8a5a9e", "#b04a5a", "#6f7c2e", "#4a8fa0", "#777777")
@@ -41,17 +48,31 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
+    # Names are names: "$5" is no formula.
+    "text.parse_math": False,
     # A fixed salt and no date: the same numbers give the same bytes.
     "svg.hashsalt": "ndavid",
 }
 """matplotlib's settings for every figure"""
 _MAX_POINTS = 400
+_PADDING = 0.1  # inches
 
 
 def to_svg(figure: Figure) -> bytes:
-    """Returns the figure as SVG, the same bytes for the same figure."""
+    """Returns the figure as SVG, the same bytes for the same figure.
+
+    Letters are shapes; where matplotlib's font lacks some, all are text.
+    """
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+    foreign = foreign_texts(figure)
+    box = room_for(figure, foreign).padded(_PADDING) if foreign else "tight"
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none" if foreign else "path"}),
+        without_glyph_warnings(),
+    ):
+        figure.savefig(
+            stream, format="svg", bbox_inches=box, pad_inches=_PADDING, metadata={"Date": None}
+        )
     return stream.getvalue()
 
 
@@ -76,7 +97,7 @@ def accuracy_figure(rows: Sequence[tuple[str, Metric]], chance: float | None, la
                 fontsize=8.5,
                 va="top",
             )
-        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_yticks(range(len(rows)), shortened([name for name, _ in rows]))
         axes.set_ylim(len(rows) - 0.5, -0.7)
         right = max([metric.high for _, metric in rows] + [chance or 0.0])
         axes.set_xlim(0, min(1.0, right * 1.08 + 0.02))
@@ -110,12 +131,20 @@ def curves_figure(panels: Mapping[str, Mapping[str, tuple[list[float], list[floa
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(5))
         if len(names) > 1:
-            handles = [
-                matplotlib.lines.Line2D([], [], color=colours[name], lw=2, label=name)
-                for name in names
-            ]
-            figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(names)))
+            handles = [matplotlib.lines.Line2D([], [], color=colours[name], lw=2) for name in names]
+            shown = shortened(names)
+            figure.legend(
+                handles, shown, loc="outside upper left", ncols=_legend_columns(shown, columns)
+            )
         return to_svg(figure)
+
+
+def _legend_columns(names: Sequence[str], panels: int) -> int:
+    """How many names fit side by side over so many panels; their fonts may be the reader's."""
+    if any(map(is_foreign, names)):
+        return 1
+    letters = 40 * panels  # that fit over one
+    return max(1, min(4, len(names), letters // (max(map(len, names)) + 6)))
 
 
 def _draw_curve(axes: Any, steps: list[float], values: list[float], colour: str) -> None:
@@ -157,8 +186,16 @@ def confusion_figure(counts: Tensor, classes: Sequence[str]) -> bytes:
         axes.set_ylabel("true")
         if number <= 30:
             size = 9 if number <= 12 else 7
-            axes.set_xticks(range(number), classes, rotation=45, ha="right", fontsize=size)
-            axes.set_yticks(range(number), classes, fontsize=size)
+            names = shortened(classes)
+            axes.set_xticks(
+                range(number),
+                names,
+                rotation=45,
+                ha="right",
+                rotation_mode="anchor",
+                fontsize=size,
+            )
+            axes.set_yticks(range(number), names, fontsize=size)
         else:
             axes.set_xticks([])
             axes.set_yticks([])

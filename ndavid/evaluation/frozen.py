@@ -83,6 +83,7 @@ class Frozen:
             task=task,
             metrics=metrics,
             protocol=protocol,
+            network=self.loaded.encoder,
             chance=next(iter(chances.values()), None),
             chances=chances,
             checkpoint=self.loaded.source,

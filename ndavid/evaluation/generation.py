@@ -188,6 +188,7 @@ class _Generated:
     notes: list[str]
     details: dict[str, Any]
     card: dict[str, str] = field(default_factory=dict)
+    network: str = ""
 
 
 class _Evaluation:
@@ -230,6 +231,7 @@ class _Evaluation:
             task="generation",
             metrics=metrics,
             protocol=protocol,
+            network=made.network,
             checkpoint=made.source,
             seed=config.seed,
             seconds=time.monotonic() - self.started,
@@ -267,6 +269,7 @@ class _Evaluation:
             notes=notes,
             details={"step": loaded.step, "ema": loaded.ema, "choice": table},
             card=card,
+            network=f"{loaded.gan.config.architecture} generator",
         )
 
     def _card(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ from ndavid.evaluation.data_warnings import absent_classes, unreadable
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
 from ndavid.evaluation.protocol import Result, file_digest
 from ndavid.methods.classification import ClassificationMethod
+from ndavid.models.classifier import EncoderClassifier
 
 
 class HeldOutAccuracy:
@@ -77,6 +78,7 @@ class HeldOutAccuracy:
             task="classifier",
             metrics=metrics,
             protocol=protocol,
+            network=cast(EncoderClassifier, method.classifier).encoder.name,
             chance=chances["top1"],
             chances=chances,
             tested={"path": str(weights), "sha256": together(lambda: file_digest(weights))},

@@ -92,6 +92,8 @@ class Result:
         task: What was measured, e.g. ``finetune`` or ``retrieval``.
         metrics: Value, n and 95% interval by name; fractions, not per cent.
         protocol: How.
+        network: Name of what was measured: an encoder (``resnet2d3d18``), or one network of a GAN
+            (``biggan generator``); empty where the numbers are of files, or older than this field.
         chance: Expected value of guessing, from the items and classes tested, of the first metric;
             None where it has no meaning.
         checkpoint: ``path`` and ``sha256`` of the pretrained weights; empty for random ones. Of a
@@ -112,6 +114,7 @@ class Result:
     task: str
     metrics: dict[str, Metric]
     protocol: Protocol
+    network: str = ""
     chance: float | None = None
     checkpoint: dict[str, str] = field(default_factory=dict)
     tested: dict[str, str] = field(default_factory=dict)

@@ -21,6 +21,7 @@ import jinja2
 import torch
 import yaml
 
+from ndavid.checkpoint_files import FOLDER
 from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import read_manifest
@@ -50,12 +51,13 @@ _OVERVIEW = {
     "reversed": "told from reversed",
     "shuffled": "told from shuffled",
 }
+_OF_GANS = {"generation", "anomaly"}
 _NOT_DRAWN = {"step", "epoch", "time", "seconds_data", "seconds_compute", "samples_per_s"}
 
 
 @dataclass(kw_only=True)
 class ReportRow:
-    """One evaluated encoder: the name a reader knows it by, and its Result."""
+    """One evaluated network: the name a reader knows it by, and its Result."""
 
     name: str
     result: Result
@@ -178,7 +180,7 @@ def write_outputs(
     dataset = result.protocol.dataset or Path(result.protocol.manifest).parent.name
     report = Report(
         title=f"{result.task.replace('_', ' ').capitalize()} on {dataset}",
-        rows=[ReportRow(name=result.task, result=result)],
+        rows=[ReportRow(name=result.network or result.task, result=result)],
         curves=[CurveGroup(title="Training", runs=runs)] if runs else [],
         pictures=list(pictures),
         videos=read_manifest(manifest).root if manifest else None,
@@ -280,10 +282,12 @@ def _tables(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
         groups.setdefault(tuple(row.result.metrics), []).append(row)
     return [
         {
+            "what": _kind_of_network(members),
             "metrics": metrics,
             "rows": [
                 {
                     "name": row.name,
+                    "weights": _origin(row.result),
                     "task": row.result.task,
                     "values": [row.result.metrics[name] for name in metrics],
                     "n": next(iter(row.result.metrics.values())).n if metrics else 0,
@@ -295,6 +299,24 @@ def _tables(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
         }
         for metrics, members in groups.items()
     ]
+
+
+def _kind_of_network(rows: Sequence[ReportRow]) -> str:
+    """The head of the column of names."""
+    return "network" if any(row.result.task in _OF_GANS for row in rows) else "encoder"
+
+
+def _origin(result: Result) -> str:
+    """Where the weights come from, as short as it goes: the run rather than the file in it."""
+    if result.checkpoint:
+        paths = [Path(path) for path in result.checkpoint["path"].split(", ")]
+        return ", ".join(dict.fromkeys(str(_run_of(path)) for path in paths))
+    return "no checkpoint" if result.network else ""
+
+
+def _run_of(path: Path) -> Path:
+    folders = [folder for folder in path.parents if folder.name == FOLDER]
+    return folders[0].parent if folders else path
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:

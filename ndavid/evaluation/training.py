@@ -257,6 +257,7 @@ class Trial:
             task=self.name,
             metrics=metrics,
             protocol=protocol,
+            network=self.loaded.encoder,
             chance=chances["top1"],
             chances=chances,
             checkpoint=self.loaded.source,

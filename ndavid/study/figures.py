@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ndavid.evaluation.figure_text import escaped, shortened
 from ndavid.evaluation.figures import FAINT, INK, PALETTE, STYLE
 from ndavid.study.paired import Difference
 
@@ -60,15 +61,15 @@ def difference_figure(
                 _draw(axes, difference, arms.index(difference.arm), scale, room)
             axes.axvline(0, color=FAINT, lw=1, zorder=0)
             # A metric may be called by all that it is measured on.
-            axes.set_title(fill(f"{measurement}: {metric}", _TITLE_WIDTH), color=INK)
-            axes.set_yticks(range(len(arms)), arms)
+            axes.set_title(fill(escaped(f"{measurement}: {metric}"), _TITLE_WIDTH), color=INK)
+            axes.set_yticks(range(len(arms)), [escaped(arm) for arm in shortened(arms)])
             axes.set_ylim(len(arms) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             unit = ", points" if scale == 100 else ""
             reading = "; lower is better" if (measurement, metric) in lower_is_better else ""
-            axes.set_xlabel(f"minus {baseline}{unit}{reading}")
+            axes.set_xlabel(f"minus {escaped(baseline)}{unit}{reading}")
         figure.legend(handles=_legend(), loc="outside lower left", ncols=4, fontsize=8.5)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

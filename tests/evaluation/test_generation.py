@@ -180,6 +180,7 @@ def test_a_checkpoint_is_measured_and_named(
     assert "The GAN was trained on the reference images." in result.protocol.notes
     files = json.loads((gan_run / "checkpoints" / "step_3" / "complete.json").read_text())["files"]
     assert result.checkpoint["sha256"] == files["ema.safetensors"]["sha256"]
+    assert result.network == "sngan generator"
     assert all(m.n in (40, 48) for m in result.metrics.values())
     plain = run(dataclasses.replace(asked, output=str(tmp_path / "plain"), weights="model"))
     assert plain.checkpoint["sha256"] == files["model.safetensors"]["sha256"]

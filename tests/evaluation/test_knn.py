@@ -49,7 +49,7 @@ def test_folds_are_averaged_and_their_confusions_added(coloured: Path, tmp_path:
         manifest=str(coloured), output=str(tmp_path), model=POOL, views=VIEWS, ks=[1], folds=[1, 2]
     )
     result = knn.run(config)
-    assert result.metrics["top1_k1"].n == 12
+    assert result.metrics["top1_k1"].n == 12 and result.network == ENCODER
     assert sum(map(sum, result.details["confusion"])) == 12
 
 

@@ -24,8 +24,12 @@ from ndavid.evaluation.report import (
     ReportRow,
     format_table,
     read_metrics,
+    write_outputs,
     write_report,
 )
+from ndavid.evaluation.views import ViewsConfig
+
+VIEWS = ViewsConfig()  # any config will do
 
 
 def result(correct: int, name: str = "full") -> Result:
@@ -153,6 +157,26 @@ def test_many_numbers_of_one_evaluation_stand_below_each_other(tmp_path: Path) -
     assert "95% interval n chance AUROC set 0 % 50.0" in pages[0].text and not pages[0].open
     assert "AUROC set 6 % 57.5 46.6 to 67.7 80 50.0" in pages[0].text
     assert "encoder task top1 %" in pages[1].text
+
+
+def test_the_column_of_encoders_names_them_and_where_their_weights_are_from(
+    tmp_path: Path,
+) -> None:
+    stored = {"path": "runs/a/checkpoints/step_9/model.safetensors", "sha256": "0" * 64}
+    of_folds = {"path": "runs/a_1/checkpoints/step_9, runs/a_2/x.pt", "sha256": "0, 1"}
+    for changes, cell in (
+        ({"checkpoint": stored}, "resnet2d3d18 runs/a finetune"),
+        ({"checkpoint": of_folds}, "resnet2d3d18 runs/a_1, runs/a_2/x.pt finetune"),
+        ({"checkpoint": {}}, "resnet2d3d18 no checkpoint finetune"),
+    ):
+        one = dataclasses.replace(result(40), network="resnet2d3d18", **changes)  # type: ignore[arg-type]
+        write_outputs(one, VIEWS, tmp_path)
+        page = Page((tmp_path / "report.html").read_text())
+        assert re.search(rf"encoder task top1 % n.* {re.escape(cell)} 50\.0", page.text)
+        assert "resnet2d3d18 (finetune)" in page.text
+    gan = dataclasses.replace(result(40), task="generation", network="biggan generator")
+    write_outputs(gan, VIEWS, tmp_path)
+    assert "network task" in Page((tmp_path / "report.html").read_text()).text
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
