@@ -19,7 +19,8 @@ from typing import get_args
 from ndavid.config import run_main
 from ndavid.data.annotations import Annotations, parse_hmdb51, parse_kinetics, parse_ucf101
 from ndavid.data.folder_annotations import Layout, parse_folder
-from ndavid.data.preparation import PrepareSettings, prepare, summary
+from ndavid.data.preparation import PrepareSettings, prepare
+from ndavid.data.preparation_report import summary
 from ndavid.interruption import kept_when_interrupted
 
 PARSERS = {"ucf101": parse_ucf101, "hmdb51": parse_hmdb51, "kinetics": parse_kinetics}
@@ -42,6 +43,8 @@ def main() -> None:
             settings=settings,
             num_workers=max(1, options.workers),  # A decoder's crash must not end this one.
             progress=not options.quiet,
+            classes=options.classes,
+            present_only=options.present_only,
         )
     print(summary(result))
 
@@ -69,6 +72,12 @@ def parse_options() -> argparse.Namespace:
         "--annotations", type=Path, help="folder with the split files (default: that of --videos)"
     )
     parser.add_argument("--output", type=Path, required=True, help="where the manifest goes")
+    parser.add_argument(
+        "--classes", nargs="+", default=(), metavar="NAME", help="take these classes alone (all)"
+    )
+    parser.add_argument(
+        "--present-only", action="store_true", help="leave out classes without a usable clip"
+    )
     parser.add_argument(
         "--short-side", type=at_least(16), metavar="PIXELS", help="re-encode to H.264 of this size"
     )

@@ -3,9 +3,9 @@
     python datasets/verify.py out [--decode-all]
 
 Checked: every file is there, not empty, and the one that was prepared (by size and digest), labels
-are in range, every class is on both sides of each split, no source is on two sides within its
-class, and frame counts and sizes of decoded files equal the manifest's. Files with equal bytes are
-reported.
+are in range, every class that has clips is on both sides of each split, no source is on two sides
+within its class, and frame counts and sizes of decoded files equal the manifest's. Files with equal
+bytes and classes without any clip are reported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ndavid.config import run_main
 from ndavid.data.verification import Verification, verify
+from ndavid.errors import first_few, printable
 
 SHOWN = 20
 
@@ -40,6 +41,11 @@ def report(result: Verification) -> str:
     across = len(result.duplicates_across)
     if across:
         lines.append(f"  warning: {across} of these sets lie on both sides of a split")
+    if result.absent:
+        lines.append(
+            f"  warning: {len(result.absent)} of {result.num_classes} classes have no clip "
+            f"({first_few(result.absent)}); prepare.py --present-only leaves such classes out"
+        )
     if result.num_unknown:
         lines.append(
             f"  not known whether {result.num_unknown} files changed: the manifest has no digest "
@@ -49,7 +55,7 @@ def report(result: Verification) -> str:
     if len(result.errors) > SHOWN:
         lines.append(f"  ... and {len(result.errors) - SHOWN} more")
     lines.append(f"{len(result.errors)} errors" if result.errors else "sound")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def parse_options() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -11,6 +12,12 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode()
         for letter in text
     )
+
+
+def first_few(names: Sequence[str], shown: int = 5) -> str:
+    """The first names of a list for a line of text, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _one_line(text: str) -> str:

@@ -8,16 +8,17 @@ those of the lists; `clip_matching` finds the files they mean, whose suffix or f
 from __future__ import annotations
 
 import csv
+import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ndavid.data.names import check_name, check_text
 from ndavid.data.source_groups import kinetics_group, source_group
-from ndavid.errors import DataError
+from ndavid.errors import ConfigError, DataError
 
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
 HMDB51_CODES = {"0": "", "1": "train", "2": "test"}
@@ -52,6 +53,35 @@ class Annotations:
     def paths(self) -> tuple[str, ...]:
         """All paths that some fold lists, sorted."""
         return tuple(sorted(set().union(*self.splits)))
+
+    def only(self, names: Iterable[str], *, unlabelled: bool) -> Annotations:
+        """The clips of some classes, whose labels count anew from 0 in the same order.
+
+        Args:
+            names: the classes to keep.
+            unlabelled: whether to keep the clips without a label.
+
+        Raises:
+            ConfigError: a name that is no class; it tells the nearest.
+        """
+        wanted = set(names)
+        for name in sorted(wanted - set(self.classes)):
+            near = difflib.get_close_matches(name, self.classes, n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ", for there are no classes"
+            raise ConfigError(f"--classes: there is no class {name!r}{hint}")
+        kept = tuple(name for name in self.classes if name in wanted)
+        numbers = {self.classes.index(name): label for label, name in enumerate(kept)}
+        if unlabelled:
+            numbers[-1] = -1
+        folds = tuple(
+            {
+                path: Entry(numbers[entry.label], entry.split)
+                for path, entry in fold.items()
+                if entry.label in numbers
+            }
+            for fold in self.splits
+        )
+        return replace(self, classes=kept, splits=folds)
 
     def label_of(self, path: str) -> int:
         """The label of a listed path (the same in every fold)."""

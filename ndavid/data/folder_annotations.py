@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -16,10 +16,9 @@ from ndavid.data.names import fault_of_name
 from ndavid.data.source_groups import source_group
 from ndavid.data.split_names import side_called, sides_hinted
 from ndavid.data.video_files import list_videos
-from ndavid.errors import DataError
+from ndavid.errors import DataError, first_few
 
 Layout = Literal["auto", "splits", "classes"]
-SHOWN = 5
 
 
 def parse_folder(
@@ -107,13 +106,15 @@ def _check_split_folders(
     folder: Path, clips: Sequence[str], tops: Sequence[str], sides: Mapping[str, str]
 ) -> None:
     """Nothing but split folders, and one to train on."""
-    found = f"holds the split folders {_listing(sides)}" if sides else "holds no split folder"
+    found = (
+        f"holds the split folders {first_few(list(sides))}" if sides else "holds no split folder"
+    )
     others = [f"{top}/" for top in tops if top not in sides]
     loose = [clip for clip in clips if "/" not in clip]
     if others or loose:
         raise DataError(
             folder,
-            f"{found} and, beside them, {_listing([*others, *loose])}: which of these are to be "
+            f"{found} and, beside them, {first_few([*others, *loose])}: which of these are to be "
             "trained on? Move what is beside the split folders into them or away, or, if the "
             "names are those of classes, say --layout classes",
         )
@@ -132,8 +133,9 @@ def _check_class_folders(folder: Path, tops: Sequence[str]) -> None:
     if hints and (len(hints) == len(tops) or ("train" in sides and len(sides) > 1)):
         raise DataError(
             folder,
-            f"{_listing(hints)} may be split folders, under names that are not known: call them "
-            "train/, test/ and val/, or, if the names are those of classes, say --layout classes",
+            f"{first_few(list(hints))} may be split folders, under names that are not known: call "
+            "them train/, test/ and val/, or, if the names are those of classes, say --layout "
+            "classes",
         )
 
 
@@ -149,7 +151,7 @@ def _check_below(folder: Path, clips: Sequence[str]) -> None:
     if below:
         raise DataError(
             folder,
-            f"split folders lie below the top: {_listing(sorted(below))}. Lay the videos out as "
+            f"split folders lie below the top: {first_few(sorted(below))}. Lay the videos out as "
             "train/<class>/ and test/<class>/, or give --videos the folder that holds train/; if "
             "the names are not those of splits, say --layout classes or --layout splits",
         )
@@ -176,18 +178,11 @@ def _notes_on_empty_folders(
     if not empty:
         return ()
     count = "1 folder holds" if len(empty) == 1 else f"{len(empty)} folders hold"
-    return (f"{count} no videos, and no clip comes of it: {_listing(empty)}",)
+    return (f"{count} no videos, and no clip comes of it: {first_few(empty)}",)
 
 
 def _folders_in(folder: Path) -> Iterator[str]:
     yield from sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
-
-
-def _listing(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = list(names)
-    more = len(shown) - SHOWN
-    return ", ".join(shown[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 # --- sides ----------------------------------------------------------------------------------------

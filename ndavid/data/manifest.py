@@ -130,7 +130,7 @@ class Manifest:
         target = Path(path)
         if target.is_dir():
             target = target / "manifest.csv"
-        self._check_names(target)
+        self.check_names(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(target.parent / "classes.txt", "".join(f"{c}\n" for c in self.classes))
         with _atomic_text(target) as stream:
@@ -143,11 +143,12 @@ class Manifest:
             writer.writerows(self._row(record) for record in self.records)
         return target
 
-    def _root_from(self, target: Path) -> str:
-        root = os.path.relpath(self.root.resolve(), target.parent.resolve())
-        return Path(root).as_posix()
+    def check_names(self, target: Path) -> None:
+        """Finds names that could not be read again from a manifest at `target`.
 
-    def _check_names(self, target: Path) -> None:
+        Raises:
+            DataError: there is one (see `ndavid.data.names`).
+        """
         check_text(target, "", "root of the videos", self._root_from(target))
         for name in self.classes:
             check_text(target, "", "class name", name)
@@ -155,6 +156,10 @@ class Manifest:
             check_name(target, "", record.path)
             if record.group:
                 check_text(target, record.path, "group", record.group)
+
+    def _root_from(self, target: Path) -> str:
+        root = os.path.relpath(self.root.resolve(), target.parent.resolve())
+        return Path(root).as_posix()
 
     def _class_name(self, label: int) -> str:
         return self.classes[label] if label >= 0 else "(unlabelled)"

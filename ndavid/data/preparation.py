@@ -9,16 +9,11 @@ get a CSV in the output folder and a line in the summary.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import json
 import os
-import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,18 +25,23 @@ from ndavid.data.clip_matching import Matches, match_files
 from ndavid.data.decode import probe, verify_backend
 from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
 from ndavid.data.file_digests import DigestKind, file_facts, kind_of
-from ndavid.data.file_tree import FileTree
 from ndavid.data.journal import Journal
-from ndavid.data.leaks import Leak, leaked_groups, sources_shared_by_classes
+from ndavid.data.leaks import leaked_groups
 from ndavid.data.manifest import ClipRecord, Manifest
+from ndavid.data.names import fault_of_name
+from ndavid.data.preparation_report import (
+    BadFile,
+    Copies,
+    Preparation,
+    write_reports,
+)
 from ndavid.data.video_files import find_videos
 from ndavid.data.workers import Crashed, run_all
-from ndavid.errors import DataError, DecodeError, printable
+from ndavid.errors import DataError, DecodeError, first_few
 from ndavid.locks import hold
 
 JOURNAL = "journal.jsonl"
 CLIPS = "clips"
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -67,30 +67,6 @@ class PrepareSettings:
         return "sha256" if self.full_digest else "ends"
 
 
-@dataclass(frozen=True)
-class BadFile:
-    """A file that cannot be used, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What `prepare` did and found."""
-
-    manifest_path: Path
-    manifest: Manifest
-    bad: tuple[BadFile, ...]
-    missing: tuple[str, ...]
-    unlisted: tuple[str, ...]
-    leaks: tuple[Leak, ...]
-    notes: tuple[str, ...]
-    passed_over: Mapping[str, int]
-    num_reused: int
-    seconds: float
-
-
 def prepare(
     annotations: Annotations,
     videos: str | os.PathLike[str],
@@ -99,109 +75,133 @@ def prepare(
     settings: PrepareSettings | None = None,
     num_workers: int = 2,
     progress: bool = True,
+    classes: Sequence[str] = (),
+    present_only: bool = False,
 ) -> Preparation:
     """Probe (and re-encode) the listed videos and write `output/manifest.csv` and the reports.
 
     Without re-encoding the manifest's root is `videos`; with it, `output`, whose `clips/` holds the
     new files. Running it again does only what is not done: a file counts as done while its size and
-    modification time, and the settings, are the same.
+    modification time, and the settings, are the same. Of several files of one clip the first that
+    decodes is taken.
+
+    Args:
+        annotations: what the lists say.
+        videos: the folder of the files.
+        output: the folder for the manifest, the reports and the new files.
+        settings: what to do with each file.
+        num_workers: processes; 0 for this one.
+        progress: show a bar.
+        classes: take these alone; () for all. Labels count anew, in the order of the lists.
+        present_only: leave out the classes that have no usable clip; labels count anew.
 
     Raises:
+        ConfigError: a class that the lists do not have, or another process prepares in that folder.
         DataError: no listed clip is there or decodes, or the output cannot be written.
-        ConfigError: another process prepares in that folder.
     """
+    started = time.monotonic()
     settings = settings or PrepareSettings()
     videos, output = Path(videos), Path(output)
-    found = find_videos(videos)
-    matches = match_files(annotations.paths, found.files)
-    _check_any_match(annotations, matches, videos)
-    with hold(output):
-        return _prepare(
-            annotations, found, matches, videos, output, settings, num_workers, progress
-        )
-
-
-def _prepare(
-    annotations: Annotations,
-    found: FileTree,
-    matches: Matches,
-    videos: Path,
-    output: Path,
-    settings: PrepareSettings,
-    num_workers: int,
-    progress: bool,
-) -> Preparation:
-    """`prepare` in a folder that no other process writes to."""
-    started = time.monotonic()
-    _make_folder(output)
-    tasks = _tasks(matches, videos, output, settings)
-    _check_targets(tasks, videos, output)
-    with Journal(output / JOURNAL) as journal:
-        todo = [task for task in tasks if not _is_done(task, journal.get(task.clip))]
-        verb = "re-encoding" if settings.short_side else "probing"
-        _work_off(_examine, todo, journal, num_workers, verb, len(tasks), progress)
-        sound = [task for task in tasks if "error" not in (journal.get(task.clip) or {})]
-        todo_digest = [task for task in sound if not _has_digest(task, journal.get(task.clip))]
-        _work_off(_add_digest, todo_digest, journal, num_workers, "digests", len(sound), progress)
-        if settings.verify_decord:
-            # By itself and always in a process of its own: where decord takes that one down, the
-            # file is not for decord, and sound all the same.
-            unsure = [t for t in sound if (journal.get(t.clip) or {}).get("decord_ok") is None]
-            _work_off(
-                _ask_decord, unsure, journal, max(1, num_workers), "decord", len(sound), progress
-            )
-        results = {task.clip: journal.get(task.clip) or {} for task in tasks}
-    bad = tuple(
-        BadFile(t.file, results[t.clip]["error"]) for t in tasks if "error" in results[t.clip]
-    )
     root = output if settings.short_side else videos
-    records = _records(annotations, tasks, results, settings)
-    if not records:
-        raise DataError(videos, f"none of the {len(tasks)} listed files decodes; {bad[0].reason}")
-    manifest = Manifest(root, annotations.classes, records)
-    preparation = Preparation(
-        manifest_path=manifest.write(output / "manifest.csv"),
-        manifest=manifest,
-        bad=bad,
-        missing=matches.missing,
-        unlisted=matches.unlisted,
-        leaks=leaked_groups(manifest),
-        notes=(*annotations.notes, *found.notes("videos")),
-        passed_over=found.passed_over,
-        num_reused=len(tasks) - len(todo),
-        seconds=time.monotonic() - started,
-    )
-    _write_reports(preparation, settings, output)
+    found = find_videos(videos)
+    usable, odd = _by_name(found.files)
+    matches = match_files(annotations.paths, usable)
+    if classes:
+        annotations = annotations.only(classes, unlabelled=False)
+        matches = matches.only(annotations.paths)
+    _check_any_match(annotations, matches, videos)
+    Manifest(root, annotations.classes, ()).check_names(output / "manifest.csv")
+    with hold(output):
+        _make_folder(output)
+        tasks = _tasks(matches, videos, output, settings)
+        _check_targets(tasks, videos, output)
+        done = _work_through(tasks, videos, output, settings, num_workers, progress)
+        bad = (*odd, *done.bad)
+        if not done.sound:
+            reason = bad[-1].reason
+            raise DataError(videos, f"none of the {len(tasks)} listed files decodes; {reason}")
+        present, absent = _present(annotations, done.sound)
+        notes = (
+            *_notes_on_absent(annotations, absent, present_only),
+            *annotations.notes,
+            *found.notes("videos"),
+        )
+        if present_only:
+            annotations = annotations.only(present, unlabelled=True)
+            matches = matches.only(annotations.paths)
+        records = _records(annotations, done.tasks, done.results, settings)
+        manifest = Manifest(root, annotations.classes, records)
+        preparation = Preparation(
+            manifest_path=manifest.write(output / "manifest.csv"),
+            manifest=manifest,
+            bad=bad,
+            missing=matches.missing,
+            unlisted=matches.unlisted,
+            copies=_copies(matches, done.sound, done.failed),
+            absent=absent,
+            leaks=leaked_groups(manifest),
+            notes=notes,
+            passed_over=found.passed_over,
+            num_reused=done.num_reused,
+            seconds=time.monotonic() - started,
+        )
+        write_reports(preparation, asdict(settings), output)
     return preparation
 
 
-def summary(preparation: Preparation) -> str:
-    """A few lines for a person: counts, splits, lengths, and what is wrong."""
-    manifest = preparation.manifest
-    lengths = [record.num_frames for record in manifest.records]
-    lines = [
-        f"{len(lengths)} clips of {len(manifest.classes)} classes -> {preparation.manifest_path} "
-        f"({preparation.seconds:.1f} s; {preparation.num_reused} were done before)",
-        f"  frames a clip: {min(lengths)} to {max(lengths)}, median {statistics.median(lengths):g}",
-    ]
-    lines += [f"  {note}" for note in preparation.notes]
-    for fold in range(1, manifest.num_folds + 1):
-        sides = Counter(record.splits[fold - 1] or "unused" for record in manifest.records)
-        parts = ", ".join(
-            f"{side} {sides[side]}" for side in ("train", "val", "test", "unused") if sides[side]
-        )
-        shared = len(sources_shared_by_classes(manifest, fold))
-        across = f"; {shared} sources on both sides in different classes" if shared else ""
-        lines.append(f"  fold {fold}: {parts}{across}")
-    lines += _problem_lines(
-        "bad files", "bad_files.csv", [f"{b.path}: {b.reason}" for b in preparation.bad]
-    )
-    lines += _problem_lines("listed but missing", "missing_files.csv", preparation.missing)
-    lines += _problem_lines("there but not listed", "unlisted_files.csv", preparation.unlisted)
-    lines += _problem_lines(
-        "leaked groups", "leaked_groups.csv", [str(leak) for leak in preparation.leaks]
-    )
-    return "\n".join(printable(line) for line in lines)
+# --- files and classes ----------------------------------------------------------------------------
+
+
+def _by_name(files: Iterable[str]) -> tuple[list[str], list[BadFile]]:
+    """The files whose names a manifest can hold, and the others with what is wrong."""
+    usable, odd = [], []
+    for file in files:
+        fault = fault_of_name(file)
+        if fault is None:
+            usable.append(file)
+        else:
+            odd.append(BadFile(file, f"{fault}: rename it"))
+    return usable, odd
+
+
+def _present(
+    annotations: Annotations, sound: Sequence[_Task]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes that have a usable clip, and those that have none."""
+    labels = {annotations.label_of(task.clip) for task in sound}
+    present: list[str] = []
+    absent: list[str] = []
+    for label, name in enumerate(annotations.classes):
+        (present if label in labels else absent).append(name)
+    return tuple(present), tuple(absent)
+
+
+def _notes_on_absent(
+    annotations: Annotations, absent: Sequence[str], left_out: bool
+) -> tuple[str, ...]:
+    if not absent:
+        return ()
+    have = "has no clip" if len(absent) == 1 else "have no clip"
+    what = f"{len(absent)} of {len(annotations.classes)} classes {have} ({first_few(absent)})"
+    if left_out:
+        return (f"{what} and were left out; labels count anew",)
+    return (f"{what}; --present-only leaves such classes out and counts labels anew",)
+
+
+def _copies(
+    matches: Matches, sound: Sequence[_Task], failed: Mapping[str, Sequence[BadFile]]
+) -> tuple[Copies, ...]:
+    """The clips that have several files, or could have any of several."""
+    copies = []
+    for task in sound:
+        if others := matches.others.get(task.clip):
+            reasons = {bad.path: bad.reason for bad in failed.get(task.clip, ())}
+            files = (matches.files[task.clip], *others)
+            left = (BadFile(file, reasons.get(file, "")) for file in files if file != task.file)
+            copies.append(Copies(task.clip, task.file, tuple(left)))
+    for clip, files in matches.unclear.items():
+        copies.append(Copies(clip, "", tuple(BadFile(file, "") for file in files)))
+    return tuple(copies)
 
 
 # --- tasks, in this process -----------------------------------------------------------------------
@@ -209,13 +209,56 @@ def summary(preparation: Preparation) -> str:
 
 @dataclass(frozen=True)
 class _Task:
-    """One file's work, as sent to a worker."""
+    """One file's work, as sent to a worker.
+
+    Attributes:
+        clip: its path in the lists.
+        file: its path below the videos' folder; `source` is where that is.
+        target: where the new file goes, if one is written.
+        others: further files of the clip, for when this one does not decode.
+        key: its result's name in the journal.
+    """
 
     clip: str
     file: str
     source: str
     target: str | None
     settings: PrepareSettings
+    others: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What working through the tasks gave.
+
+    Attributes:
+        tasks: for each clip the one whose file is taken.
+        results: the journal's entry of each, by clip.
+        failed: the files of each clip that do not decode.
+        num_reused: clips with nothing left to do.
+    """
+
+    tasks: Sequence[_Task]
+    results: Mapping[str, Mapping[str, Any]]
+    failed: Mapping[str, Sequence[BadFile]]
+    num_reused: int
+
+    @property
+    def sound(self) -> tuple[_Task, ...]:
+        """The tasks whose file can be used."""
+        return tuple(task for task in self.tasks if "error" not in self.results[task.clip])
+
+    @property
+    def bad(self) -> tuple[BadFile, ...]:
+        """The files of the clips that have no usable one."""
+        bad: list[BadFile] = []
+        for task in self.tasks:
+            if "error" in self.results[task.clip]:
+                own = BadFile(task.file, self.results[task.clip]["error"])
+                failed = self.failed.get(task.clip, ())
+                bad += failed if own in failed else (*failed, own)
+        return tuple(bad)
 
 
 def _tasks(matches: Matches, videos: Path, output: Path, settings: PrepareSettings) -> list[_Task]:
@@ -227,6 +270,8 @@ def _tasks(matches: Matches, videos: Path, output: Path, settings: PrepareSettin
             source=str(videos / file),
             target=str(output / targets[clip]) if clip in targets else None,
             settings=settings,
+            others=matches.others.get(clip, ()),
+            key=clip,
         )
         for clip, file in matches.files.items()
     ]
@@ -281,6 +326,72 @@ def _comparable(identity: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {**identity, "settings": kept}
 
 
+def _work_through(
+    tasks: Sequence[_Task],
+    videos: Path,
+    output: Path,
+    settings: PrepareSettings,
+    num_workers: int,
+    progress: bool,
+) -> _Done:
+    """Everything that is done to a file, for one file of each clip."""
+    with Journal(output / JOURNAL) as journal:
+        chosen, failed, num_reused = _examine_all(tasks, videos, journal, num_workers, progress)
+        sound = [task for task in chosen if "error" not in (journal.get(task.key) or {})]
+        todo = [task for task in sound if not _has_digest(task, journal.get(task.key))]
+        _work_off(_add_digest, todo, journal, num_workers, "digests", len(sound), progress)
+        if settings.verify_decord:
+            # By itself and always in a process of its own: where decord takes that one down, the
+            # file is not for decord, and sound all the same.
+            unsure = [t for t in sound if (journal.get(t.key) or {}).get("decord_ok") is None]
+            _work_off(
+                _ask_decord, unsure, journal, max(1, num_workers), "decord", len(sound), progress
+            )
+        results = {task.clip: journal.get(task.key) or {} for task in chosen}
+    return _Done(chosen, results, failed, num_reused)
+
+
+def _examine_all(
+    tasks: Sequence[_Task], videos: Path, journal: Journal, num_workers: int, progress: bool
+) -> tuple[list[_Task], dict[str, list[BadFile]], int]:
+    """Looks for a file that decodes, first among all clips' first files, then their second ones.
+
+    Returns the task of each clip's first sound file (or else of its first), the files of each clip
+    that failed, and the number of clips with nothing to do.
+    """
+    chosen = {task.clip: task for task in tasks}
+    failed: dict[str, list[BadFile]] = defaultdict(list)
+    worked: set[str] = set()
+    verb = "re-encoding" if any(task.target for task in tasks) else "probing"
+    batch = list(tasks)
+    while batch:
+        todo = [task for task in batch if not _is_done(task, journal.get(task.key))]
+        worked |= {task.clip for task in todo}
+        _work_off(_examine, todo, journal, num_workers, verb, len(batch), progress)
+        following = []
+        for task in batch:
+            result = journal.get(task.key) or {}
+            if "error" not in result:
+                chosen[task.clip] = task
+                continue
+            failed[task.clip].append(BadFile(task.file, result["error"]))
+            if task.others:
+                following.append(_next_file(task, videos))
+        batch = following
+    return [chosen[task.clip] for task in tasks], failed, len(tasks) - len(worked)
+
+
+def _next_file(task: _Task, videos: Path) -> _Task:
+    file, *others = task.others
+    return replace(
+        task,
+        file=file,
+        source=str(videos / file),
+        others=tuple(others),
+        key=f"{task.clip} from {file}",
+    )
+
+
 def _work_off(
     work: Callable[[_Task], dict[str, Any]],
     todo: Sequence[_Task],
@@ -301,8 +412,8 @@ def _work_off(
             if isinstance(result, Crashed):
                 result = _after_crash(work, task)
             # What was found of another file of that name does not count for this one.
-            before = {} if work is _examine else journal.get(task.clip) or {}
-            journal.put(task.clip, {**before, **result})
+            before = {} if work is _examine else journal.get(task.key) or {}
+            journal.put(task.key, {**before, **result})
             num_bad += "error" in result
             bar.set_postfix(bad=num_bad, refresh=False)
             bar.update()
@@ -359,7 +470,8 @@ def _check_targets(tasks: Sequence[_Task], videos: Path, output: Path) -> None:
         if not Path(place).is_relative_to(output.resolve()):
             reason = f"leads out of {output}, to {place}: nothing is written there; remove the link"
             raise DataError(folder, reason)
-    sources = {os.path.realpath(task.source) for task in tasks} if targets else set()
+    files = (file for task in tasks for file in (task.file, *task.others)) if targets else ()
+    sources = {os.path.realpath(videos / file) for file in files}
     for target in sorted(targets):
         where = os.path.join(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
         if where in sources:
@@ -429,62 +541,3 @@ def _ask_decord(task: _Task) -> dict[str, Any]:
         return {"decord_ok": verify_backend(task.target or task.source, "decord")}
     except DecodeError as error:
         return {"error": error.reason}
-
-
-# --- reports --------------------------------------------------------------------------------------
-
-
-def _write_reports(done: Preparation, settings: PrepareSettings, output: Path) -> None:
-    _write_csv(output / "bad_files.csv", ("path", "reason"), ((b.path, b.reason) for b in done.bad))
-    _write_csv(output / "missing_files.csv", ("path",), ((path,) for path in done.missing))
-    _write_csv(output / "unlisted_files.csv", ("path",), ((path,) for path in done.unlisted))
-    sides = ("train", "val", "test")
-    rows = (
-        (leak.fold, leak.class_name, leak.group, *(dict(leak.counts).get(s, 0) for s in sides))
-        for leak in done.leaks
-    )
-    _write_csv(output / "leaked_groups.csv", ("fold", "class", "group", *sides), rows)
-    facts = {
-        "settings": asdict(settings),
-        "clips": len(done.manifest.records),
-        "classes": len(done.manifest.classes),
-        "folds": done.manifest.num_folds,
-        "bad": len(done.bad),
-        "missing": len(done.missing),
-        "unlisted": len(done.unlisted),
-        "leaked_groups": len(done.leaks),
-        "passed_over": dict(sorted(done.passed_over.items())),
-        "pyav": av.__version__,
-        "ffmpeg": getattr(av, "ffmpeg_version_info", ""),
-    }
-    _write_text(output / "prepare.json", json.dumps(facts, indent=2) + "\n")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    _write_text(path, text.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        with partial.open("x", encoding="utf-8") as stream:  # never through a planted link
-            stream.write(text)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(path, f"cannot write it: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _problem_lines(title: str, report: str, problems: Sequence[str]) -> list[str]:
-    lines = [f"  {title}: {len(problems)}" + (f" (all in {report})" if problems else "")]
-    lines += [f"    {problem}" for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"    ... and {len(problems) - SHOWN} more")
-    return lines

@@ -19,7 +19,7 @@ from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.split_names import side_called
 from ndavid.data.video_files import VIDEO_SUFFIXES
 from ndavid.data.workers import Crashed, run_all
-from ndavid.errors import DataError, DecodeError
+from ndavid.errors import DataError, DecodeError, first_few
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Verification:
     """What a check found.
 
     Attributes:
+        absent: classes that have no clip at all, of `num_classes`.
         num_unknown: clips whose row does not say which file it is of, as in older manifests.
         errors: what makes the set unusable as it stands; one line each.
         duplicates: paths of files with the same bytes, a tuple a set of copies.
@@ -42,6 +43,8 @@ class Verification:
     num_decoded: int
     num_unknown: int = 0
     notes: tuple[str, ...] = ()
+    num_classes: int = 0
+    absent: tuple[str, ...] = ()
 
 
 def verify(
@@ -80,6 +83,8 @@ def verify(
         duplicates_across=tuple(s for s in duplicates if _lie_across(contents, s)),
         num_clips=len(contents.records),
         num_decoded=len(chosen),
+        num_classes=len(contents.classes),
+        absent=_absent(contents),
         num_unknown=sum(not is_recorded(record) for record in contents.records),
         notes=_notes(contents),
     )
@@ -118,6 +123,13 @@ def _change_errors(manifest: Manifest, present: Sequence[ClipRecord]) -> list[st
     ]
 
 
+def _absent(manifest: Manifest) -> tuple[str, ...]:
+    labels = {record.label for record in manifest.records}
+    if labels == {-1}:  # a list of unlabelled clips has no classes to lack
+        return ()
+    return tuple(name for label, name in enumerate(manifest.classes) if label not in labels)
+
+
 def _label_errors(manifest: Manifest) -> list[str]:
     num_classes = len(manifest.classes)
     errors = [
@@ -131,14 +143,22 @@ def _label_errors(manifest: Manifest) -> list[str]:
             f"classes are called {', '.join(filter(side_called, manifest.classes))}: folders of a "
             "split were taken for classes, and test videos for training ones; prepare it again"
         )
+    # Classes without any clip are told apart: they are the lists', not this set's.
+    present = {record.label for record in manifest.records} & set(range(num_classes))
     for fold in range(1, manifest.num_folds + 1):
         for side in ("train", "test"):
             records = manifest.select(side, fold)
-            absent = set(range(num_classes)) - {record.label for record in records}
+            lacking = present - {record.label for record in records}
             # A set without a test side, or a list of unlabelled clips, is not a defect.
-            if records and any(record.label >= 0 for record in records):
-                names = (manifest.classes[label] for label in sorted(absent))
-                errors += [f"fold {fold}: class {name!r} has no clip in {side}" for name in names]
+            if lacking and any(record.label >= 0 for record in records):
+                names = [repr(manifest.classes[label]) for label in sorted(lacking)]
+                what = (
+                    f"class {names[0]} has no clip"
+                    if len(names) == 1
+                    else f"{len(names)} of {len(present)} classes have no clip"
+                )
+                few = f": {first_few(names)}" if len(names) > 1 else ""
+                errors.append(f"fold {fold}: {what} in {side}{few}")
     return errors
 
 

@@ -293,11 +293,6 @@ def test_every_listed_clip_is_matched_missing_or_the_file_is_unlisted(pairs):
     assert {(Path(c).parent.name, int(Path(c).stem)) for c in matches.files} >= both
 
 
-def test_a_stem_in_two_folders_is_not_guessed():
-    matches = match_files(["c/1.avi"], ["a/1.avi", "b/1.avi"])
-    assert matches.missing == ("c/1.avi",) and len(matches.unlisted) == 2
-
-
 # --- hostile lists --------------------------------------------------------------------------------
 
 HOSTILE = [

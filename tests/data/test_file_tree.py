@@ -20,7 +20,8 @@ from ndavid.data.image_reading import IMAGE_SUFFIXES
 from ndavid.data.image_sources import FileImages, listing_notes
 from ndavid.data.image_subsets import class_subset
 from ndavid.data.manifest import ClipRecord, Manifest
-from ndavid.data.preparation import prepare, summary
+from ndavid.data.preparation import prepare
+from ndavid.data.preparation_report import summary
 from ndavid.data.verification import verify
 from ndavid.data.video_files import VIDEO_SUFFIXES, find_videos, list_videos
 from ndavid.errors import DataError

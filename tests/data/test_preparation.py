@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ndavid.data.annotations import Annotations, Entry, parse_ucf101
+from ndavid.data.annotations import Annotations, Entry, parse_kinetics, parse_ucf101
 from ndavid.data.changed_files import changed_files
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.file_digests import file_facts
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.manifest import read_manifest
-from ndavid.data.preparation import PrepareSettings, prepare, summary
+from ndavid.data.preparation import PrepareSettings, prepare
+from ndavid.data.preparation_report import summary
 from ndavid.data.synthetic import write_motion_clips
 from ndavid.data.verification import verify
 from ndavid.errors import DataError
@@ -206,6 +207,102 @@ def test_an_output_that_cannot_be_written_stops_the_run(videos: Path, tmp_path: 
     (tmp_path / "out").write_text("a file stands here")
     with pytest.raises(DataError, match="out"):
         run(videos, tmp_path / "out")
+
+
+# --- several files of a clip, and files with odd names --------------------------------------------
+
+
+@pytest.fixture
+def kinetics(original: Path, tmp_path: Path) -> Path:
+    """Three clips: one in two folders of which the first in order is cut, one whose copies are
+    both cut, one in two folders of which both are whole."""
+    root = tmp_path / "k400"
+    whole = [path.read_bytes() for path in sorted(original.glob("*/*.mp4"))[:3]]
+    cut = whole[0][: len(whole[0]) // 2]
+    contents = {"one": (cut, whole[0]), "two": (cut, cut), "three": (whole[1], whole[2])}
+    rows = ["label,youtube_id,time_start,time_end,split"]
+    for name, copies in contents.items():
+        rows.append(f"wave,{name},1,11,train")
+        for folder, content in zip(("replacement", "train/wave"), copies, strict=True):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            (root / folder / f"{name}_000001_000011.mp4").write_bytes(content)
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("short_side", [None, 16])
+def test_of_several_files_the_one_that_reads_is_taken(kinetics: Path, tmp_path: Path, short_side):
+    settings = PrepareSettings(short_side=short_side)
+
+    def again(**arguments):
+        return prepare(
+            parse_kinetics(kinetics),
+            kinetics,
+            tmp_path / "out",
+            settings=settings,
+            num_workers=0,
+            progress=False,
+            **arguments,
+        )
+
+    done = again()
+    assert not done.missing and not done.unlisted
+    taken = {copies.clip[:3]: copies for copies in done.copies}
+    assert taken["one"].taken == "train/wave/one_000001_000011.mp4"
+    assert [bad.path for bad in taken["one"].left] == ["replacement/one_000001_000011.mp4"]
+    assert taken["one"].left[0].reason
+    assert taken["thr"].taken == "replacement/three_000001_000011.mp4"
+    assert taken["thr"].left[0].reason == ""
+    assert {bad.path.split("/")[0] for bad in done.bad} == {"replacement", "train"}
+    assert all("two_" in bad.path for bad in done.bad)
+    lines = summary(done)
+    assert "with several files: 2 (all in several_files.csv)" in lines
+    assert "one_000001_000011.mp4: took train/wave/one_000001_000011.mp4, not replacement/" in lines
+    report = rows(tmp_path / "out" / "several_files.csv")
+    assert len(report) == 3 and report[1][1] == "train/wave/one_000001_000011.mp4"
+    records = read_manifest(tmp_path / "out").records
+    assert len(records) == 2
+    for record in records:
+        assert probe(done.manifest.root / record.path).num_frames == record.num_frames
+    second = again()
+    assert second.num_reused == 3 and second.manifest.records == done.manifest.records
+    assert second.copies == done.copies and second.bad == done.bad
+
+
+def test_files_with_odd_names_are_put_aside_and_named(videos: Path, tmp_path: Path):
+    odd = ["two\nlines.mp4", "red\x1b[31m.mp4", os.fsdecode(b"latin\xf6.mp4")]
+    for name in odd:
+        shutil.copy(next(videos.glob("Recede/*.mp4")), videos / "Recede" / name)
+    for name, parse in (("ucf", parse_ucf101), ("own", parse_folder)):
+        output = tmp_path / name
+        done = prepare(parse(videos), videos, output, num_workers=0, progress=False)
+        assert len(read_manifest(output).records) == 20
+        assert {Path(bad.path).name for bad in done.bad} == set(odd)
+        lines = summary(done)
+        assert "bad files: 3" in lines and lines.replace("\n", "").isprintable()
+        report = (output / "bad_files.csv").read_text(encoding="utf-8")
+        assert r"two\nlines.mp4" in report and r"red\x1b[31m.mp4" in report
+        assert r"latin\udcf6.mp4" in report and "rename it" in report
+        assert report.replace("\n", "").isprintable()
+
+
+def test_a_place_that_no_manifest_can_hold_is_refused_at_once(original: Path, tmp_path: Path):
+    odd = Path(shutil.copytree(original, tmp_path / "two\nlines"))
+    with pytest.raises(DataError, match=r"the root of the videos .*control character"):
+        run(odd, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # Copies lie in the output folder, which has a plain name.
+    run(odd, tmp_path / "out", settings=PrepareSettings(short_side=16))
+    assert len(read_manifest(tmp_path / "out").records) == 20
+
+
+def test_several_classes_that_a_side_lacks_are_one_error(videos: Path, tmp_path: Path):
+    path = videos / "testlist01.txt"
+    kept = (line for line in path.open() if not line.startswith(("Recede", "Approach")))
+    path.write_text("".join(kept))
+    run(videos, tmp_path / "out")
+    (error,) = check(tmp_path / "out").errors
+    assert error == "fold 1: 2 of 10 classes have no clip in test: 'Approach', 'Recede'"
 
 
 # --- what a list or a planted link could have overwritten ---------------------------------------

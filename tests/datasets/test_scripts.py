@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -18,25 +16,6 @@ from ndavid.data.manifest import read_manifest
 from ndavid.data.synthetic import write_motion_clips
 
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
-
-
-class Outcome(NamedTuple):
-    code: int | str | None
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Runs a script in this process (a new one takes seconds to import torch)."""
-
-    def run_script(script: str, *words: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(DATASETS / f"{script}.py"), run_name="__main__")
-        return Outcome(ended.value.code, *capfd.readouterr())
-
-    return run_script
 
 
 @pytest.fixture(scope="module")
