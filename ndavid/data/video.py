@@ -228,7 +228,9 @@ class MultiViewClips(ClipDataset):
 class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
     """All test views of a video: evenly spaced clips, each in one or three crops.
 
-    A sample holds `video` (uint8, (V, C, T, H, W) with V = num_views * crops), `label`, `index`.
+    A sample holds `video` (uint8, (V, C, T, H, W) with V = num_views * crops), `label`, `index`,
+    and `same_as` (long, (V,)): the first view of the same frames and crop, often the view itself.
+    Videos that are hardly longer than a clip have several of the same, which need be computed once.
     With `on_error="skip"` a video that cannot be read gives a sample without `video`, whose `bad`
     holds its `(path, reason)`; `collate` leaves it out of the batch.
     """
@@ -253,25 +255,32 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"label": self._label(index), "index": index, "bad": []}
         with data_errors_leave_workers():
             try:
-                sample["video"] = self._views(index)
+                sample["video"], sample["same_as"] = self._views(index)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
                 sample["bad"].append((error.path, error.reason))
         return sample
 
-    def _views(self, index: int) -> Tensor:
+    def _views(self, index: int) -> tuple[Tensor, Tensor]:
+        """The views, and for each the first one that is the same."""
         num_frames = self.records[index].num_frames
         indices = uniform_views(self.sampler, num_frames, self.num_views)
-        views = torch.cat([self.eval_transform(view) for view in self._read_views(index, indices)])
-        return views.transpose(1, 2).contiguous()
+        distinct, place = torch.unique(indices, dim=0, return_inverse=True)
+        shown = [self.eval_transform(view) for view in self._read_views(index, distinct)]
+        views = torch.cat([shown[number] for number in place.tolist()])
+        first = (place[:, None] == place).int().argmax(1)
+        crops = torch.arange(len(shown[0]))
+        same_as = (first[:, None] * len(crops) + crops).flatten()
+        return views.transpose(1, 2).contiguous(), same_as
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks samples: pixels uint8 (B, ...), `label` and `index` long (B,), `bad` one list.
 
     The pixels keep their name: `video`, `image` or `views`. Samples without any (skipped ones) only
-    give their `bad`.
+    give their `bad`. Where all say which of their views are the same, so does the batch: `same_as`,
+    long (B, V).
     """
     whole = [sample for sample in samples if not _PIXEL_KEYS.isdisjoint(sample)]
     batch: dict[str, Any] = {
@@ -281,4 +290,6 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     for key in _PIXEL_KEYS & whole[0].keys() if whole else ():
         batch[key] = torch.stack([sample[key] for sample in whole])
+    if whole and all("same_as" in sample for sample in whole):
+        batch["same_as"] = torch.stack([sample["same_as"] for sample in whole])
     return batch

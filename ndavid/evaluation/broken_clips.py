@@ -73,4 +73,9 @@ class BrokenViews:
             operation(views, generator=generator(self.seed, f"motion {spec} {path}"))
             for spec, operation in self.operations.items()
         ]
-        return sample | {"video": torch.cat([views, *copies])}
+        # Copies of the same view may be broken in different ways.
+        own = torch.arange(len(views), (1 + len(copies)) * len(views))
+        return sample | {
+            "video": torch.cat([views, *copies]),
+            "same_as": torch.cat([sample["same_as"], own]),
+        }

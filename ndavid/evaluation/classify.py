@@ -118,7 +118,7 @@ def per_item(
     mine = together(
         lambda: _score(compute, loader, total, device, on_bad, views_per_batch, description)
     )
-    return _merge(gather_objects(mine), dataset)
+    return _merge(gather_objects(mine), dataset, description)
 
 
 def batches_in_runs(
@@ -173,11 +173,12 @@ def _score(
                 progress.advance(len(batch["bad"]))
                 continue
             views = batch["video"] if "video" in batch else batch["image"].unsqueeze(1)
+            once, place = _distinct(views.flatten(0, 1), batch.get("same_as"))
             parts = [
                 compute(part.to(device, non_blocking=True)).float().cpu()
-                for part in views.flatten(0, 1).split(views_per_batch)
+                for part in once.split(views_per_batch)
             ]
-            values.append(torch.cat(parts).unflatten(0, views.shape[:2]))
+            values.append(torch.cat(parts)[place].unflatten(0, views.shape[:2]))
             labels.append(batch["label"])
             indices.append(batch["index"])
             progress.advance(len(batch["index"]) + len(batch["bad"]))
@@ -186,7 +187,20 @@ def _score(
     return PerItem(torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad))
 
 
-def _merge(shares: Sequence[PerItem], dataset: TestDataset) -> PerItem:
+def _distinct(views: Tensor, same_as: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The views (B * V, ...) without repeats, and where among them each of the B * V is.
+
+    ``same_as`` (B, V) names the first view of its item that each is the same as; None: all differ.
+    """
+    if same_as is None:
+        return views, torch.arange(len(views))
+    items, per_item = same_as.shape
+    first = same_as + per_item * torch.arange(items)[:, None]
+    kept, place = first.flatten().unique(return_inverse=True)
+    return (views if len(kept) == len(views) else views[kept]), place
+
+
+def _merge(shares: Sequence[PerItem], dataset: TestDataset, description: str) -> PerItem:
     """All ranks' rows in the order of the dataset, after checking that each item is there once."""
     bad = tuple(sorted(entry for share in shares for entry in share.bad))
     some = [share for share in shares if len(share.indices)]
@@ -198,8 +212,11 @@ def _merge(shares: Sequence[PerItem], dataset: TestDataset) -> PerItem:
     )
     if len(indices.unique()) != len(indices) or len(indices) + len(bad) != len(dataset):
         raise AssertionError("an item was scored twice or not at all")
-    if not values.isfinite().all():
-        raise TrainingError("the model gives values that are not finite; its weights are broken")
+    if broken := int((~values.isfinite()).flatten(1).any(1).sum()):
+        raise TrainingError(
+            f"{description}: the model gives values that are not finite for {broken} of "
+            f"{len(values)} items; its weights are broken: take an earlier checkpoint"
+        )
     order = indices.argsort()
     return PerItem(values[order], labels[order], indices[order], bad)
 

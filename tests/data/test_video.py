@@ -346,6 +346,21 @@ def test_views_raise_unless_told_to_skip(folder, records) -> None:
     assert "video" not in nothing and nothing["label"].numel() == 0
 
 
+@pytest.mark.parametrize("num_frames", [5, 16, 18, 60])
+def test_the_same_views_are_named_and_equal(folder, num_frames) -> None:
+    row = record("0.mp4", num_frames=num_frames)
+    sampler, transform = DenseClip(16), eval_transform(32, crops=3)
+    sample = ViewsDataset([row], folder, sampler, 10, transform)[0]
+    indices = uniform_views(sampler, num_frames, 10)
+    for view, first in enumerate(sample["same_as"].tolist()):
+        assert first <= view and sample["same_as"][first] == first
+        assert torch.equal(sample["video"][view], sample["video"][first])
+        assert first % 3 == view % 3 and torch.equal(indices[first // 3], indices[view // 3])
+    distinct = len(torch.unique(indices, dim=0))
+    assert len(sample["same_as"].unique()) == 3 * distinct
+    assert distinct == {5: 1, 16: 1, 18: 3, 60: 10}[num_frames]
+
+
 def test_decord_is_used_where_the_manifest_allows_it(folder, monkeypatch) -> None:
     allowed = record("0.mp4", decord_ok=True)
     refused = record("0.mp4", decord_ok=False)

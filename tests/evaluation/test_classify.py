@@ -247,3 +247,31 @@ def one_rank(output: Path) -> None:
 
 if __name__ == "__main__":
     one_rank(Path(sys.argv[1]))
+
+
+class Repeating(Views):
+    """Of four views the third is the first again; of the last two videos all are."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        same = torch.tensor([0, 1, 0, 3] if index < len(self) - 2 else [0, 0, 0, 0])
+        return sample | {"video": sample["video"][same], "same_as": same}
+
+
+def test_views_that_are_the_same_are_computed_once() -> None:
+    dataset, model = Repeating(5, 4), method().eval()
+    found = classify(model, dataset, device=CPU, views_per_batch=8)
+    assert sum(model.classifier.sizes) == 3 * 3 + 2 * 1
+    every = torch.stack([dataset[index]["video"] for index in range(5)])
+    expected = model.logits(every.flatten(0, 1)).softmax(-1).unflatten(0, (5, 4)).mean(1)
+    assert torch.allclose(found.values, expected, atol=1e-6)
+
+
+def test_values_that_are_not_finite_say_where() -> None:
+    with pytest.raises(TrainingError, match=r"^test features: .*not finite for 11 of 11 items"):
+        per_item(
+            lambda views: torch.full((len(views), 2), torch.nan),
+            Views(11, 1),
+            device=CPU,
+            description="test features",
+        )
