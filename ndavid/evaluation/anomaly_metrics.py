@@ -8,7 +8,8 @@
 
 Intervals are the bootstrap's percentiles (Efron 1979). Known images are drawn once for all columns,
 so that a mean over columns keeps what they share; a copy of a known image is drawn together with
-it. Where every draw is told apart perfectly, such an interval has no width.
+it. Where all draws give the same (everything told apart, or all scores equal) the bootstrap knows
+no spread, and the interval is Wilson's of a share of the known images.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ndavid.evaluation.intervals import Metric
+from ndavid.evaluation.intervals import Metric, share_of
 
 NAMES = ("AUROC", "AUPR", "FPR95")
 
@@ -49,10 +50,18 @@ class Detection:
         ends = torch.tensor([0.025, 0.975], dtype=torch.double)
         low, high = torch.quantile(self.resampled, ends, dim=0).tolist()
         values = self.values.tolist()
+        count = self.known + self.others
         return {
-            name: Metric(values[place], self.known + self.others, low[place], high[place])
+            name: Metric(values[place], count, *self._ends(values[place], low[place], high[place]))
             for place, name in enumerate(NAMES)
         }
+
+    def _ends(self, value: float, low: float, high: float) -> tuple[float, float]:
+        """The ends of an interval; where no resample differed, those of a share of the images."""
+        if low < high:
+            return low, high
+        share = share_of(min(max(value, 0.0), 1.0), self.known)
+        return share.low, share.high
 
 
 class Bootstrap:

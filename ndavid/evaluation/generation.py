@@ -36,7 +36,7 @@ from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import generator
-from ndavid.errors import CheckpointError, ConfigError
+from ndavid.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ndavid.evaluation.data_warnings import unreadable
 from ndavid.evaluation.gan_sheets import write_sheet
 from ndavid.evaluation.generation_distances import (
@@ -374,6 +374,12 @@ class _Evaluation:
             network=networks,
             cache=feature_folder(self.config.cache, self.config.output),
         )
+        if len(found.values) < _FEWEST:
+            raise DataError(
+                source.origin,
+                f"{len(found.values)} of {len(source)} images can be read, too few to measure by; "
+                f"need {_FEWEST}",
+            )
         self.warnings += unreadable(found.bad, *words.split(" ", 1))
         return found.values
 
@@ -435,6 +441,11 @@ def _measure(
 ) -> tuple[dict[str, Metric], dict[str, Any]]:
     """Every number of one space by name, and what belongs into its card."""
     x, y = made[:, : space.dim], real[:, : space.dim]
+    if config.k >= min(len(x), len(y)):
+        raise ConfigError(
+            f"k is {config.k}: precision and recall need more than {config.k} images of each side, "
+            f"there are {len(x)} generated and {len(y)} real ones"
+        )
     kernel = kernel_distance(
         x, y, subset_size=config.subset_size, generator=generator(config.seed, "subsets")
     )
@@ -459,7 +470,18 @@ def _measure(
 
 
 def _inception_score(logits: Tensor) -> Metric:
-    """torch-fidelity's mean over ten parts, with Student's interval of their spread."""
+    """torch-fidelity's mean over ten parts, with Student's interval of their spread.
+
+    Raises:
+        ConfigError: With fewer than two images a part.
+    """
+    if len(logits) < 2 * _SPLITS_OF_IS:
+        raise ConfigError(
+            f"IS is a mean over {_SPLITS_OF_IS} parts of two images or more: {len(logits)} images "
+            f"are too few, take {2 * _SPLITS_OF_IS} at least"
+        )
+    if not logits.isfinite().all():
+        raise TrainingError("IS: logits that are not finite; the images or weights are broken")
     found = isc_features_to_metric(logits, splits=_SPLITS_OF_IS)
     mean, deviation = found["inception_score_mean"], found["inception_score_std"]
     # The deviation is that of the parts themselves, not of what they are drawn from.

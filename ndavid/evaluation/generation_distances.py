@@ -203,6 +203,8 @@ def _check(generated: Tensor, reference: Tensor, *, at_least: int) -> None:
                 f"need features (N, D) of at least {at_least} {name} images, got "
                 f"{tuple(rows.shape)}"
             )
+        if not rows.isfinite().all():
+            raise ValueError(f"features of {name} images are not finite: weights or images broken")
     if generated.shape[1] != reference.shape[1]:
         raise ValueError(
             f"features of {generated.shape[1]} and {reference.shape[1]} numbers are not alike"

@@ -23,7 +23,7 @@ from ndavid.data.image_subsets import stratified_indices
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.runner import RunConfig
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, TrainingError
 from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes
 from ndavid.evaluation.features import Features
@@ -174,6 +174,11 @@ def _predict(
         seed=config.run.seed,
         device=frozen.device,
     )
+    if heads.diverged():
+        raise TrainingError(
+            f"every linear layer diverged, at learning rates {min(rates):g} to {max(rates):g}: "
+            "lower heads.learning_rates"
+        )
     places = torch.arange(len(test.labels))
     return {
         rate: PerItem(values, test.labels, places, test.bad)

@@ -67,13 +67,21 @@ def wilson(successes: int, trials: int) -> Metric:
         raise ValueError("a proportion needs at least one trial")
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")
-    p = successes / trials
+    return share_of(successes / trials, trials)
+
+
+def share_of(p: float, trials: int) -> Metric:
+    """Returns a mean ``p`` of values in [0, 1] with the Wilson interval of a share of that size.
+
+    Of all values in [0, 1] with the same mean, zeros and ones vary most: the interval is wide
+    enough for any. ``trials`` is at least 1.
+    """
     z2 = Z_95**2
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z_95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     # At 0 and 1 the ends are exact; rounding must not push them past the value.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
+    low = 0.0 if p == 0 else centre - half
+    high = 1.0 if p == 1 else centre + half
     return Metric(p, trials, low, high)
 
 
@@ -98,15 +106,19 @@ def mean_of_independent(parts: Sequence[Metric]) -> Metric:
 def mean_of_items(values: Sequence[float]) -> Metric:
     """Returns the mean of one value an item with its 95% interval, the bootstrap's percentiles.
 
-    For values that are no hits or misses, such as a share of a video's clips. The same values give
-    the same interval: what is drawn is fixed. Values that are all alike, or a single one, give an
-    interval without width, which says nothing about other items.
+    For values in [0, 1] that are no hits or misses, such as a share of a video's clips. The same
+    values give the same interval: what is drawn is fixed. Of values that are all alike the
+    bootstrap knows no spread; they get the interval of a share (``share_of``).
 
     Raises:
-        ValueError: Without values.
+        ValueError: Without values, or with one outside [0, 1].
     """
     if not values:
         raise ValueError("a mean needs at least one item")
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError("a mean of items is of values in [0, 1]")
+    if min(values) == max(values):
+        return share_of(values[0], len(values))
     items, count = torch.tensor(values, dtype=torch.double), len(values)
     draw = torch.Generator().manual_seed(0)
     at_once = max(1, _DRAWS // count)

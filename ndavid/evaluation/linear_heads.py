@@ -117,6 +117,11 @@ class Heads:
     bias: Tensor
     scaler: Scaler
 
+    def diverged(self) -> bool:
+        """Whether no head has finite weights: there is nothing to choose from."""
+        sound = self.weight.flatten(1).isfinite().all(1) & self.bias.isfinite().all(1)
+        return not bool(sound.any())
+
     def probabilities(self, features: Tensor, chunk: int = 8192) -> Tensor:
         """Features (N, D) -> (H, N, C) on the CPU; of a head that diverged, all equal."""
         parts = []

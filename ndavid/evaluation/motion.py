@@ -112,6 +112,7 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
         ),
         notes=[*_on_short_videos(fold), *_on_fits(probes)],
     )
+    protocol.warn(*_constant(probes))
     return fold.result(
         "motion_probe",
         {name: mean_of_items(values) for name, values in shares.items()},
@@ -197,6 +198,16 @@ def _on_short_videos(fold: FrozenFold) -> list[str]:
     return [
         f"{short} test videos are shorter than a clip: where they {where} tells true from broken, "
         "without any motion. views.short: drop leaves them out."
+    ]
+
+
+def _constant(probes: dict[str, Probed]) -> list[str]:
+    """Which regressions call every clip the same as its copy, and so tell exactly half of them."""
+    return [
+        f"{name}: the regression calls every clip the same as its broken copy, so that half of "
+        "them are told, whatever the clips show."
+        for name, probed in probes.items()
+        if (probed.told[:, 0] ^ probed.told[:, 1]).all()
     ]
 
 

@@ -129,6 +129,9 @@ def mahalanobis_distance(train: Tensor, groups: Tensor, ridge: float, chunk: int
         groups: (N,) which mean each belongs to, from 0; the covariance about them is shared.
         ridge: Share of the mean variance that is added to every variance.
         chunk: Queries compared at a time.
+
+    Raises:
+        ConfigError: If there are too few features for their covariance to have an inverse.
     """
     values = train.double()
     used, groups = groups.unique(return_inverse=True)
@@ -141,7 +144,12 @@ def mahalanobis_distance(train: Tensor, groups: Tensor, ridge: float, chunk: int
     # A feature that never changes has no direction to measure in: the ridge gives it one.
     tiny = torch.finfo(torch.double).tiny
     covariance.diagonal().add_(max(float(ridge * variance), tiny))
-    root = torch.linalg.cholesky(covariance)
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        raise ConfigError(
+            f"the covariance of {len(values)} training features of {values.shape[1]} numbers has "
+            f"no inverse with ridge {ridge:g}: raise ridge, or take more images"
+        )
 
     def whiten(rows: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(root, rows.T, upper=False).T

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ndavid.evaluation.anomaly_metrics import NAMES, Bootstrap, detection, mean_of, quartiles
+from ndavid.evaluation.intervals import wilson
 
 # Few values, so that many scores are equal.
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
@@ -53,10 +54,12 @@ def test_an_image_drawn_twice_is_two_images(data, known, anomalies) -> None:
 def test_perfect_and_hopeless_scores() -> None:
     low, high = torch.arange(20.0), torch.arange(20.0) + 100
     perfect = Bootstrap(low, 50, seeded()).compare(high).metrics()
+    # No resample differs from another; twenty known images say no more than twenty can.
+    best, worst = wilson(20, 20), wilson(0, 20)
     assert [(m.value, m.low, m.high) for m in perfect.values()] == [
-        (1, 1, 1),
-        (1, 1, 1),
-        (0, 0, 0),
+        (1, best.low, 1),
+        (1, best.low, 1),
+        (0, 0, worst.high),
     ]
     hopeless = Bootstrap(high, 50, seeded()).compare(low).metrics()
     assert hopeless["AUROC"].value == 0 and hopeless["FPR95"].value == 1

@@ -419,6 +419,13 @@ def test_a_download_that_fails_says_what_to_do(
         inception_space("", download=True)
 
 
+def test_the_inception_score_of_a_few_images_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"5 images are too few, take 20 at least"):
+        _inception_score(torch.zeros(5, 8))
+    with pytest.raises(TrainingError, match="not finite"):
+        _inception_score(torch.full((40, 8), torch.nan))
+
+
 def test_the_inception_score_of_certain_and_of_uncertain_predictions() -> None:
     assert _inception_score(torch.zeros(200, 8)).value == pytest.approx(1)
     sure = 50 * torch.nn.functional.one_hot(torch.arange(8000) % 8, 8).float()

@@ -247,3 +247,19 @@ def test_too_few_or_unlike_features_are_refused() -> None:
         kernel_distance(drawn(9, 0), drawn(9, 1), subset_size=1, generator=dealt())
     with pytest.raises(ValueError, match="at least 4 reference"):
         precision_and_recall(drawn(9, 0), drawn(3, 1))
+
+
+@pytest.mark.parametrize("side", ["generated", "reference"])
+def test_features_that_are_not_finite_are_named(side: str) -> None:
+    good = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    broken = good.clone()
+    broken[3, 1] = torch.nan
+    pair = (broken, good) if side == "generated" else (good, broken)
+    draw = torch.Generator().manual_seed(0)
+    for measure in (
+        frechet,
+        precision_and_recall,
+        partial(kernel_distance, subset_size=4, generator=draw),
+    ):
+        with pytest.raises(ValueError, match=f"features of {side} images are not finite"):
+            measure(*pair)

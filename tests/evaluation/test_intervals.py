@@ -198,10 +198,13 @@ def test_it_neither_changes_from_call_to_call_nor_with_the_draws_held_at_once(
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_items_that_are_all_alike_leave_no_width() -> None:
-    assert mean_of_items([0.3]) == Metric(0.3, 1, 0.3, 0.3)
-    alike = mean_of_items([1 / 3] * 10)
-    assert alike.low == pytest.approx(alike.high)
-    assert alike.low <= alike.value <= alike.high
+def test_items_that_are_all_alike_have_the_interval_of_a_share() -> None:
+    """A classifier that calls all clips the same is right about half of each video's."""
+    assert mean_of_items([0.5] * 20) == wilson(10, 20)
+    assert mean_of_items([1.0] * 9) == wilson(9, 9)
+    single = mean_of_items([0.3])
+    assert single.low < 0.05 and single.high > 0.8
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        mean_of_items([0.2, 1.2])
     with pytest.raises(ValueError, match="at least one item"):
         mean_of_items([])

@@ -118,3 +118,13 @@ def test_of_equal_scores_the_lowest_rate_is_chosen() -> None:
 def test_values_out_of_range(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         HeadsConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_heads_that_all_diverged_say_so() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(40, 6, generator=draw) * 1e3, torch.arange(40) % 2
+    config = HeadsConfig(epochs=30, batch_size=8, scaling="none", weight_decay=10.0)
+    train = [features, labels, 2]
+    keys = {"seed": 0, "device": torch.device("cpu")}
+    assert train_heads(*train, [1e30], config, **keys).diverged()
+    assert not train_heads(*train, [1e30, 1e-6], config, **keys).diverged()

@@ -72,6 +72,12 @@ def test_a_gaussian_a_class_in_closed_form() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
+def test_too_few_features_for_a_covariance_are_one_line() -> None:
+    train = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match=r"3 training features of 8 numbers.*raise ridge"):
+        mahalanobis_distance(train, torch.zeros(3, dtype=torch.long), ridge=0.0)
+
+
 def test_a_constant_feature_does_not_break_it() -> None:
     train = drawn(30, 0)
     train[:, 1] = 2.0
