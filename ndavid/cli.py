@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional
 
 from ndavid.data.decode import open_reader
-from ndavid.errors import ConfigError, DataError, NdavidError
+from ndavid.errors import ConfigError, DataError
+from ndavid.failures import debugging, in_one_line
 from ndavid.nda import from_spec
 from ndavid.nda.preview import preview
 
@@ -84,11 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code (2 for an error the user can mend)."""
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = debugging(words)
+    arguments = build_parser().parse_args(words)
     try:
         arguments.run(arguments)
-    except NdavidError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            raise
+        if debug:
+            traceback.print_exception(error)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
 

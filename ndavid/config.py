@@ -16,6 +16,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ from typing import (
 import jsonargparse
 import yaml
 
-from ndavid.errors import ConfigError, NdavidError, printable
+from ndavid.errors import ConfigError
+from ndavid.failures import DEBUG_HELP, DEBUG_OPTION, debugging, in_one_line
 
 T = TypeVar("T")
 
@@ -94,15 +96,30 @@ def to_yaml(config: object) -> str:
 
 
 def run_main(main: Callable[[], object]) -> NoReturn:
-    """Runs a script's main; an NdavidError becomes one line on stderr and exit code 2.
+    """Runs a script's main; what a user can cause becomes one line on stderr and exit code 2.
+
+    That is an NdavidError, and what `failures.in_one_line` knows: a full disk, too little memory, a
+    value out of range. ``--debug``, or NDAVID_DEBUG=1 in the environment, shows the traceback too.
+    A fault of the program (a TypeError, a KeyError) always shows it.
 
     Ctrl-C ends with 130 and a line of what is kept, where something is; a SystemExit raised inside
     (143 after SIGTERM) keeps its code.
     """
+    given = sys.argv[1:]
+    debug = debugging(given)
+    sys.argv[1:] = given
     try:
         main()
-    except NdavidError as error:
-        line = printable(" ".join(str(error).split()))
+        sys.stdout.flush()
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            raise
+        if isinstance(error, BrokenPipeError):
+            # Python would complain again when it empties what was not read.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if debug:
+            traceback.print_exception(error)
         print(f"error{_rank_note()}: {line}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stopped:
@@ -156,6 +173,8 @@ def _parser(cls: type, description: str) -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file; the options below win over it, in any order"
     )
+    # For --help alone: `run_main` takes it off the command line.
+    parser.add_argument(DEBUG_OPTION, action="store_true", help=DEBUG_HELP)
     parser.add_class_arguments(cls)
     return parser
 

@@ -19,7 +19,8 @@ ALLOWED = {
     "interruption": {"errors"},
     "checkpoint_files": {"errors"},
     "locks": {"errors"},
-    "config": {"errors"},
+    "failures": {"errors"},
+    "config": {"errors", "failures"},
     "nda": {"errors"},
     "data": {"errors", "locks"},
     "models": COMMON,
@@ -28,7 +29,7 @@ ALLOWED = {
     "engine": COMMON | {"config"},
     "evaluation": COMMON | {"config", "data", "models", "losses", "methods", "engine"},
     "study": {"errors", "locks", "config", "interruption", "engine", "evaluation"},
-    "cli": {"errors", "config", "nda", "data"},
+    "cli": {"errors", "failures", "config", "nda", "data"},
 }
 
 

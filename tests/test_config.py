@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ndavid import locks
 from ndavid.config import from_yaml, parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig
@@ -207,6 +211,7 @@ def test_checks_of_the_dataclass_see_the_final_values(tmp_path: Path) -> None:
         parse(OptimConfig, ["--config", str(file)])
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Config,
@@ -276,9 +281,84 @@ def test_run_main_keeps_other_exit_codes() -> None:
         assert leaving.value.code == expected
 
 
-def test_run_main_hides_no_programming_error() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda: 1 / 0)
+def raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/a.json"),
+            "runs/x/a.json: No space left on device: free some space",
+        ),
+        (
+            PermissionError(errno.EROFS, "Read-only file system", "/ro"),
+            "/ro: Read-only file system: choose a folder that can be written",
+        ),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "lower num_workers"),
+        (ValueError("size must be\n even"), "size must be even"),
+        (OverflowError("int too large to convert"), "int too large to convert"),
+        (MemoryError(), "out of memory (no more is to be had): lower the batch size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"),
+            "out of memory (DefaultCPUAllocator: can't allocate",
+        ),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1"),
+            "lost contact with another rank",
+        ),
+        (
+            OSError("Caught OSError in DataLoader worker process 0.\nTraceback\nOSError: gone"),
+            "error: OSError: gone",
+        ),
+    ],
+)
+def test_run_main_turns_what_a_user_can_cause_into_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        run_main(raising(error))
+    line = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert said in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_the_line_says_which_of_our_lines_met_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_main(lambda: locks.hold("a\0b").__enter__())
+    said = capsys.readouterr().err
+    assert re.search(r"\(ValueError at ndavid/locks.py:\d+; --debug shows more\)", said)
+
+
+def test_debug_shows_the_traceback_too_and_is_no_option_of_the_script(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NDAVID_DEBUG", "0")
+    monkeypatch.setattr(sys, "argv", ["script.py", "--seed", "3", "--debug"])
+    seen: list[Config] = []
+
+    def main() -> None:
+        seen.append(parse(Config))
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    for _ in range(2):  # the second time by the environment, as a child process has it
+        with pytest.raises(SystemExit) as leaving:
+            run_main(main)
+        lines = capsys.readouterr().err.splitlines()
+        assert leaving.value.code == 2 and seen.pop().seed == 3
+        assert lines[0].startswith("Traceback") and lines[-1].startswith("error: x: No space")
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, TypeError, KeyError, AssertionError])
+def test_run_main_hides_no_programming_error(kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        run_main(raising(kind("a fault of ours")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_main(raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
 
 def test_a_script_with_a_misspelt_key_ends_with_2_and_no_traceback() -> None:
