@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
@@ -25,11 +22,10 @@ from ndavid.data.video import ClipDataset, VideoDataConfig, collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
-from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
+from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig
-from ndavid.nda.preview import preview
 
 
 @dataclass(kw_only=True)
@@ -79,16 +75,6 @@ def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
     )
 
 
-def draw_negatives(method: DpcMethod, dataset: ClipDataset, output: Path) -> list[Picture]:
-    """Writes what the run's op does to a training clip; nothing for a run without NDA."""
-    if method.operation is None:
-        return []
-    clips = torch.stack([dataset[index, 0]["video"] for index in (0, len(dataset) // 2)])
-    picture = output / "negatives.png"
-    preview(clips, [method.operation]).save(picture)
-    return [Picture(title="The negatives", image=picture, caption=method.nda.spec)]
-
-
 def main() -> None:
     config = parse(PretrainDpcConfig, sys.argv[1:], description=__doc__ or "")
     dataset = build_dataset(config)
@@ -100,6 +86,7 @@ def main() -> None:
             normalize=config.objective.normalize,
             chunk_rows=config.objective.chunk_rows,
         )
+    page = RunPage("DPC", dataset, seed=config.run.seed)
     result = fit(
         method,
         dataset,
@@ -108,12 +95,11 @@ def main() -> None:
         config_yaml=to_yaml(config),
         defaults_yaml=to_yaml(PretrainDpcConfig()),
         collate=collate,
+        on_start=page.start,
+        on_save=page.refresh,
     )
     if rank() == 0:
-        curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
-        pictures = draw_negatives(method, dataset, result.output)
-        page = Report(title=f"DPC: {result.output.name}", curves=curves, pictures=pictures)
-        print(write_report(page, result.output / "report.html"))
+        print(page.finish(result.output))
 
 
 if __name__ == "__main__":

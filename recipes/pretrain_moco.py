@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
@@ -26,11 +23,10 @@ from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
-from ndavid.evaluation.report import CurveGroup, Picture, Report, write_report
+from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.moco import MocoConfig
-from ndavid.nda.preview import preview
 
 
 @dataclass(kw_only=True)
@@ -69,17 +65,6 @@ def build_monitor(config: PretrainMocoConfig, data: TrainingViews) -> KnnMonitor
     )
 
 
-def draw_negatives(method: MocoMethod, data: TrainingViews, output: Path) -> list[Picture]:
-    """Writes what the run's op does to training samples; nothing for a run without NDA."""
-    if method.operation is None:
-        return []
-    samples = [data.plain[index] for index in (0, len(data.plain) // 2)]
-    key = data.plain.pixel_key
-    picture = output / "negatives.png"
-    preview(torch.stack([sample[key] for sample in samples]), [method.operation]).save(picture)
-    return [Picture(title="The negatives", image=picture, caption=method.nda.spec)]
-
-
 def main() -> None:
     config = parse(PretrainMocoConfig, sys.argv[1:], description=__doc__ or "")
     data = open_views(config.data, config.augment, config.nda.num_views)
@@ -94,6 +79,7 @@ def main() -> None:
             symmetric=config.objective.symmetric,
             augment=data.augment,
         )
+    page = RunPage("MoCo", data.dataset, seed=config.run.seed)
     result = fit(
         method,
         data.dataset,
@@ -102,13 +88,12 @@ def main() -> None:
         config_yaml=to_yaml(config),
         defaults_yaml=to_yaml(PretrainMocoConfig()),
         collate=collate,
+        on_start=page.start,
+        on_save=page.refresh,
         on_epoch_end=build_monitor(config, data),
     )
     if rank() == 0:
-        curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
-        pictures = draw_negatives(method, data, result.output)
-        page = Report(title=f"MoCo: {result.output.name}", curves=curves, pictures=pictures)
-        print(write_report(page, result.output / "report.html"))
+        print(page.finish(result.output))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ndavid.evaluation.image_task import split_off
 from ndavid.evaluation.image_views import ImageViewsConfig, open_all_labelled
 from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
 from ndavid.evaluation.report import write_outputs
+from ndavid.evaluation.run_page import RunPage
 from ndavid.evaluation.training import parameter_groups
 from ndavid.methods.classification import ClassificationMethod
 
@@ -79,6 +80,7 @@ def main() -> None:
         augment=BatchAugment(config.augment) if in_memory else None,
     )
     accuracy = HeldOutAccuracy(held, config.views, config.measure_every)
+    page = RunPage("Classifier")
     trained = fit(
         method,
         ImageDataset(
@@ -91,6 +93,8 @@ def main() -> None:
         collate=collate,
         param_groups=lambda m: parameter_groups(m, config.optim.encoder_lr_scale),
         on_epoch_end=accuracy,
+        on_start=page.start,
+        on_save=page.refresh,
     )
     result = accuracy.result(method, trained, config.data, config.run)
     write_outputs(result, config, trained.output)

@@ -27,10 +27,10 @@ from ndavid.data.images import ImageDataConfig, ImageDataset, image_eval_transfo
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import EverySteps, RunConfig, RunResult, fit
+from ndavid.engine.runner import EverySteps, RunConfig, fit
 from ndavid.errors import ConfigError
 from ndavid.evaluation.gan_sheets import GanSheets, SheetsConfig, newest_sheets
-from ndavid.evaluation.report import CurveGroup, Report, write_report
+from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
 from ndavid.models.gan import GanConfig
@@ -65,14 +65,6 @@ def open_data(config: TrainGanConfig) -> ImageDataset:
     return ImageDataset(source, image_eval_transform(size, resize=size), on_error="next")
 
 
-def report(config: TrainGanConfig, result: RunResult) -> None:
-    """Writes report.html: curves of the two players, and the last sheets."""
-    curves = [CurveGroup(title="Training", runs={result.output.name: result.output})]
-    pictures = newest_sheets(result.output)
-    page = Report(title=f"GAN: {result.output.name}", curves=curves, pictures=pictures)
-    print(write_report(page, result.output / "report.html"))
-
-
 def main() -> None:
     config = parse(TrainGanConfig, sys.argv[1:], description=__doc__ or "")
     dataset = open_data(config)
@@ -86,6 +78,7 @@ def main() -> None:
         [dataset[i]["image"] for i in range(min(len(dataset), config.sheets.columns))]
     )
     sheets = GanSheets(config.sheets, shown, seed=config.run.seed)
+    page = RunPage("GAN", dataset, seed=config.run.seed, more=newest_sheets)
     result = fit(
         method,
         dataset,
@@ -94,10 +87,12 @@ def main() -> None:
         config_yaml=to_yaml(config),
         defaults_yaml=to_yaml(TrainGanConfig()),
         collate=collate,
+        on_start=page.start,
+        on_save=page.refresh,
         on_steps=EverySteps(config.sheets.every, sheets) if config.sheets.every else None,
     )
     if rank() == 0:
-        report(config, result)
+        print(page.finish(result.output))
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_your_own_videos_from_files_to_numbers(prepared: Path, tmp_path: Path) -
     done = follow("docs/own_videos.md", prepared, tmp_path, run=True)
     elsewhere = {"datasets/shard.py clips", "datasets/shard.py check", "eval/motion.py"}
     assert set(done) == SMALL.keys() - elsewhere
-    assert (prepared / "negatives.png").stat().st_size > 0
+    assert (prepared / "runs" / "mine-negatives.png").stat().st_size > 0
     assert (prepared / "runs" / "mine-stitch" / "checkpoints" / "step_2").is_dir()
     for name in ("mine-stitch-linear", "mine-stitch-retrieval", "mine-stitch-finetune"):
         result = load_result(prepared / "runs" / name / "result.json")

@@ -160,6 +160,8 @@ class Pause:
     output: Path
     show: Callable[[str, Tensor], None] = lambda name, picture: None
     """puts a picture, uint8 (3, H, W), into TensorBoard under a name, at this step"""
+    total_steps: int = 0
+    """the step the run ends at"""
 
 
 Hook = Callable[[Pause], dict[str, float]]
@@ -203,6 +205,8 @@ def fit(
     param_groups: ParamGroups | None = None,
     on_epoch_end: Hook | None = None,
     on_steps: EverySteps | None = None,
+    on_start: Hook | None = None,
+    on_save: Hook | None = None,
 ) -> RunResult:
     """Trains ``method`` on ``dataset`` and leaves a run directory behind.
 
@@ -222,6 +226,9 @@ def fit(
         on_epoch_end: called on every rank after each whole epoch; rank 0's result is logged under
             ``val/``.
         on_steps: the same every so many steps, before what the epoch's end calls.
+        on_start: called on every rank before the first step, of a resumed run too; what it returns
+            is not logged.
+        on_save: the same after each checkpoint but the last.
 
     Raises:
         ConfigError: settings that cannot work, or that differ from those of the run to resume.
@@ -244,7 +251,7 @@ def fit(
         try:
             loop.place(method, param_groups)
             loop.feed(dataset, collate)
-            return loop.train(on_epoch_end, on_steps)
+            return loop.train(on_epoch_end, on_steps, on_start, on_save)
         except KeyboardInterrupt as error:
             raise error if error.args else KeyboardInterrupt(loop.how_to_go_on()) from None
         except OSError as error:
@@ -429,7 +436,13 @@ class _Loop:
 
     # The loop
 
-    def train(self, on_epoch_end: Hook | None, on_steps: EverySteps | None) -> RunResult:
+    def train(
+        self,
+        on_epoch_end: Hook | None,
+        on_steps: EverySteps | None,
+        on_start: Hook | None,
+        on_save: Hook | None,
+    ) -> RunResult:
         """Goes from the first step, or that of a checkpoint, to the last."""
         step = self.begun_at = self.start()
         self.tracker = Tracker(
@@ -443,6 +456,7 @@ class _Loop:
         self.closing.callback(self.tracker.close)
         self.closing.callback(self._flush_alone)
         self.watch.restart()
+        self._look(step, on_start)
         while step < self.total_steps:
             self.model.train()
             for group in self._groups(step):
@@ -452,7 +466,8 @@ class _Loop:
                     self._pause(step, on_steps.call, f"step {step}")
                 if step % self.steps_per_epoch == 0 and on_epoch_end is not None:
                     self._pause(step, on_epoch_end, f"epoch {step // self.steps_per_epoch}")
-                self._save_or_leave(step)
+                if self._save_or_leave(step) and step < self.total_steps:
+                    self._look(step, on_save)
                 if step == self.total_steps:
                     break
             else:
@@ -644,11 +659,7 @@ class _Loop:
         self._flush()
         self._share_buffers()
         self.method.eval()
-        epoch = step // self.steps_per_epoch
-        ema = None if self.ema is None else self.ema.module
-        show = functools.partial(self.tracker.show, step)
-        pause = Pause(epoch, step, self.method, ema, self.device, self.output, show)
-        metrics = self._together(lambda: hook(pause))
+        metrics = self._together(lambda: hook(self._pause_at(step)))
         values = {f"val/{name}": float(value) for name, value in metrics.items()}
         if values:
             self.tracker.log(step, (step - 1) // self.steps_per_epoch, values)
@@ -656,6 +667,22 @@ class _Loop:
             self.tracker.say(f"{when}  {shown}")
         self.model.train()
         self.watch.restart()
+
+    def _look(self, step: int, hook: Hook | None) -> None:
+        """Calls a hook that measures nothing."""
+        if hook is not None:
+            self.method.eval()
+            self._together(lambda: hook(self._pause_at(step)))
+            self.model.train()
+            self.watch.restart()
+
+    def _pause_at(self, step: int) -> Pause:
+        ema = None if self.ema is None else self.ema.module
+        show = functools.partial(self.tracker.show, step)
+        epoch = step // self.steps_per_epoch
+        return Pause(
+            epoch, step, self.method, ema, self.device, self.output, show, self.total_steps
+        )
 
     def _share_buffers(self) -> None:
         """Running statistics are rank 0's on every rank, as in the checkpoint."""
@@ -665,14 +692,17 @@ class _Loop:
 
     # Saving and leaving
 
-    def _save_or_leave(self, step: int) -> None:
+    def _save_or_leave(self, step: int) -> bool:
+        """Saves where it is time to, and tells whether it was."""
         (number,) = agree(self.stop.number)
-        if number or step == self.total_steps or step % self.run.save_every_steps == 0:
+        due = step == self.total_steps or step % self.run.save_every_steps == 0
+        if number or due:
             self._save(step)
         if number:
             name = signal.Signals(number).name
             self.tracker.say(f"stopped by {name}; saved {self.how_to_go_on()}")
             leave(number)
+        return due
 
     def _leave_if_stopped(self, step: int) -> None:
         """After a signal that came while data was waited for: saves what is not saved, leaves."""

@@ -51,6 +51,7 @@ from ndavid.methods.broken_blocks import (
     refuse_whole_block_moves,
     without_repeats,
 )
+from ndavid.methods.broken_samples import BrokenSamples, as_pixels
 from ndavid.methods.nda_columns import (
     NATURAL_ORDER,
     DealtNegatives,
@@ -118,6 +119,29 @@ class DpcMethod(nn.Module):
         Raises ConfigError with ``checkpoint_activations``, which a graph cannot hold either.
         """
         return (self.dpc.encoder.compilable(),)
+
+    def broken_samples(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None
+    ) -> BrokenSamples | None:
+        """The blocks that are broken, one after the other, and what becomes of them."""
+        if self.operation is None:
+            return None
+        originals = self._blocks_to_break(self._blocks(batch["video"]))
+        broken = break_blocks(
+            self.operation, originals, span=self.nda.span, draws=1, generator=generator
+        )
+        if self.may_repeat_targets:
+            broken = without_repeats(broken, originals)
+        before, after = (
+            as_pixels(rearrange(blocks, "b n c t h w -> b c (n t) h w"), self.pixels)
+            for blocks in (originals, broken.blocks)
+        )
+        count, length = originals.shape[1], originals.shape[3]
+        which = {"future": "predicted", "all": "", "context": "past"}[self.nda.where]
+        noun = "block" if count == 1 else "blocks"
+        note = f"{count} {which} {noun} of {length} frames, augmented; one draw for each "
+        used = (broken.changed.flatten(1) > 0).any(dim=1)
+        return BrokenSamples(before, after, used, " ".join((note + self.nda.span).split()))
 
     def forward(
         self, batch: dict[str, Tensor], *, generator: torch.Generator | None, step: int

@@ -39,6 +39,7 @@ from ndavid.losses.adversarial import (
     gradient_penalty,
 )
 from ndavid.methods.branch import branch
+from ndavid.methods.broken_samples import BrokenSamples, as_pixels
 from ndavid.methods.diff_augment import DiffAugment
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
 from ndavid.models.gan import Gan, GanConfig
@@ -137,6 +138,22 @@ class GanMethod(nn.Module):
         if "latents" in batch:
             return self._generator_turn(batch, generator, step)
         return self._discriminator_turn(batch, generator, step)
+
+    def broken_samples(
+        self, batch: Batch, *, generator: torch.Generator | None
+    ) -> BrokenSamples | None:
+        """Real images and broken ones as the discriminator is shown them."""
+        if self.operation is None:
+            return None
+        real = self._positive(self.pixels(batch["image"]), generator)
+        nda_generator = branch(generator)
+        params = self.operation.flag(real, self.operation.sample(real.shape, nda_generator))
+        broken = self.operation.apply(real, params)
+        changed = self.operation.changed_mask(params, real.shape).flatten(1).any(dim=1)
+        shown = [self._augmented(stream, generator) for stream in (real, broken)]
+        before, after = (as_pixels(stream, self.pixels) for stream in shown)
+        note = "real images and broken ones, as the discriminator sees them"
+        return BrokenSamples(before, after, changed, note)
 
     # What a step needs
 

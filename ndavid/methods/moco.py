@@ -27,6 +27,7 @@ from ndavid.collectives import gather_with_grad, gather_without_grad
 from ndavid.errors import ConfigError
 from ndavid.losses.contrastive import InfoNce, contrastive_metrics, info_nce
 from ndavid.methods.branch import branch
+from ndavid.methods.broken_samples import BrokenSamples, as_pixels
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.batchnorm import running_statistics, without_stat_updates
 from ndavid.models.heads import pool
@@ -91,6 +92,23 @@ class MocoMethod(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Images or clips, uint8 (B, C, [T,] H, W) -> what evaluations see, (B, feature_dim)."""
         return pool(self.moco.encoder(self.pixels(pixels)))
+
+    def broken_samples(
+        self, batch: dict[str, Tensor], *, generator: torch.Generator | None
+    ) -> BrokenSamples | None:
+        """The view that is broken and what it becomes, of `forward`'s first direction."""
+        nda_generator = branch(generator)
+        views = self._views(batch, generator, nda_generator)
+        broken = self._break(views, 0, 1, nda_generator)
+        if broken.active is None:
+            return None
+        true = views[{"query": 0, "key": 1, "fresh": -1}[self.nda.view]]
+        return BrokenSamples(
+            as_pixels(true, self.pixels),
+            as_pixels(broken.pixels[0], self.pixels),
+            broken.active[:, 0],
+            f"of each sample the {self.nda.view} view, augmented",
+        )
 
     def forward(
         self, batch: dict[str, Tensor], *, generator: torch.Generator | None, step: int
