@@ -40,7 +40,7 @@ def verify(folder: Path, needed: Iterable[str] = (MODEL_FILE,)) -> None:
         CheckpointError: names the file and what became of it.
     """
     try:
-        complete = json.loads((folder / COMPLETE_FILE).read_text())
+        complete = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8-sig"))
         files = {str(name): (int(f["bytes"]), f["sha256"]) for name, f in complete["files"].items()}
         int(complete["step"])
     except FileNotFoundError as error:

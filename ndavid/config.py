@@ -214,7 +214,7 @@ def _check_options(words: Sequence[str], cls: type) -> None:
 
 def _read_checked(cls: type, parser: jsonargparse.ArgumentParser, path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"{path}: cannot read the config: {reason}") from error

@@ -178,7 +178,9 @@ def _holder(lock: Path) -> str:
     until = time.monotonic() + _NAMELESS_SECONDS
     while True:
         try:
-            facts: dict[str, Any] = json.loads(lock.read_text(encoding="utf-8", errors="replace"))
+            facts: dict[str, Any] = json.loads(
+                lock.read_text(encoding="utf-8-sig", errors="replace")
+            )
             pid, host, since = int(facts["pid"]), str(facts["host"]), str(facts["since"])
             return printable(f"process {pid} on {host} since {since[:40]}")
         except (OSError, ValueError, KeyError, TypeError):

@@ -14,18 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ndavid.data.detection import BoxedImage, DetectionSet, boxed_image
+from ndavid.data.detection import Box, BoxedImage, DetectionSet, boxed_image, cut_box
 from ndavid.data.names import check_name, check_text
 from ndavid.errors import DataError
-
-Box = tuple[float, float, float, float]
 
 
 def read_coco(root: str | os.PathLike[str], part: str) -> DetectionSet:
     """One part of a set in COCO's layout, such as "train2017".
 
-    Boxes are cut at the image's edge; boxes without area, of which COCO has a few, are left out and
-    counted.
+    Boxes are cut at the image's edge and counted; boxes without area, of which COCO has a few, are
+    left out and counted.
 
     Raises:
         DataError: a JSON that is missing or broken, naming the entry that is wrong.
@@ -38,11 +36,12 @@ def read_coco(root: str | os.PathLike[str], part: str) -> DetectionSet:
     by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in _entries(path, content, "annotations"):
         by_image[entry["image_id"]].append(entry)
-    images, num_empty = [], 0
+    images, num_empty, num_cut = [], 0, 0
     for entry in _entries(path, content, "images"):
-        image, empty = _image(path, part, entry, by_image.pop(entry["id"], []), labels)
+        image, empty, cut = _image(path, part, entry, by_image.pop(entry["id"], []), labels)
         images.append(image)
         num_empty += empty
+        num_cut += cut
     if by_image:
         raise DataError(path, f"annotates the image {next(iter(by_image))}, which it does not list")
     if not images or not labels:
@@ -51,7 +50,7 @@ def read_coco(root: str | os.PathLike[str], part: str) -> DetectionSet:
         check_text(path, f"category {entry['id']}", "class name", str(entry["name"]))
         for entry in categories
     )
-    return DetectionSet(root, part, names, tuple(images), num_empty)
+    return DetectionSet(root, part, names, tuple(images), num_empty, num_cut)
 
 
 # What each kind of entry must hold for any of it to be read.
@@ -100,12 +99,12 @@ def _image(
     entry: Mapping[str, Any],
     annotations: list[Mapping[str, Any]],
     labels: Mapping[int, int],
-) -> tuple[BoxedImage, int]:
-    """The image with its objects, and the number of its boxes without area."""
+) -> tuple[BoxedImage, int, int]:
+    """The image with its objects, and the numbers of its boxes without area and of those cut."""
     size = (entry["width"], entry["height"])
     if min(size) < 1:
         raise DataError(path, f"image {entry['id']} is {size[0]}x{size[1]} pixels")
-    objects = []
+    objects, num_cut = [], 0
     for annotation in annotations:
         if annotation["category_id"] not in labels:
             raise DataError(
@@ -113,22 +112,21 @@ def _image(
                 f"annotation {annotation['id']} is of category {annotation['category_id']}, "
                 "which is not listed",
             )
-        box = _box(path, annotation, size)
+        box, is_cut = cut_box(_box(path, annotation), size)
+        num_cut += is_cut
         if box is not None:
             crowd = bool(annotation.get("iscrowd", 0))
             objects.append((box, labels[annotation["category_id"]], False, crowd))
     name = check_name(path, f"image {entry['id']}", str(entry["file_name"]))
     image = boxed_image(f"{part}/{name}", size, objects)
-    return image, len(annotations) - len(objects)
+    return image, len(annotations) - len(objects), num_cut
 
 
-def _box(path: Path, annotation: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
-    """Corners inside the image; None without area."""
+def _box(path: Path, annotation: Mapping[str, Any]) -> Box:
+    """Corners, maybe beyond the image."""
     numbers = annotation["bbox"]
     plain = isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
     if not plain or len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise DataError(path, f"annotation {annotation['id']} has the box {numbers!r}")
     x, y, width, height = numbers
-    x1, y1 = max(x, 0.0), max(y, 0.0)
-    x2, y2 = min(x + width, size[0]), min(y + height, size[1])
-    return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
+    return x, y, x + width, y + height

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import DataError
 
 SampleKey = int | tuple[int, int]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ class DetectionSet:
         name: how protocols call it, such as "VOC2007/test".
         classes: names by label.
         images: in the order of the set's own list.
-        num_empty_boxes: annotated boxes without area, which were left out.
+        num_empty_boxes: annotated boxes without area in the image, which were left out.
+        num_cut_boxes: annotated boxes that reached beyond the image, which were cut at its edge.
     """
 
     root: Path
@@ -74,6 +76,7 @@ class DetectionSet:
     classes: tuple[str, ...]
     images: tuple[BoxedImage, ...]
     num_empty_boxes: int = 0
+    num_cut_boxes: int = 0
 
     @cached_property
     def digest(self) -> str:
@@ -106,7 +109,19 @@ class DetectionSet:
                 images.append(_only(image, keep))
         if not images:
             raise DataError(self.root, f"{self.name}: no image has an object to learn from")
-        return DetectionSet(self.root, self.name, self.classes, tuple(images), self.num_empty_boxes)
+        return replace(self, images=tuple(images))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to annotated boxes, a line each; none for a set that is sound."""
+        return tuple(
+            f"{self.name}: {count} annotated boxes {what}"
+            for count, what in (
+                (self.num_cut_boxes, "reached beyond their image and were cut at its edge"),
+                (self.num_empty_boxes, "had no area in their image and were left out"),
+            )
+            if count
+        )
 
     @property
     def num_objects(self) -> int:
@@ -128,7 +143,20 @@ def join(sets: Sequence[DetectionSet]) -> DetectionSet:
         first.classes,
         tuple(image for one in sets for image in one.images),
         sum(one.num_empty_boxes for one in sets),
+        sum(one.num_cut_boxes for one in sets),
     )
+
+
+def cut_box(box: Box, size: tuple[int, int]) -> tuple[Box | None, bool]:
+    """A box inside the image, None where no area is left, and whether it was cut at the edge.
+
+    `size` is (width, height). Less than a tenth of a pixel over the edge is rounding.
+    """
+    x1, y1, x2, y2 = box
+    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, size[0]), min(y2, size[1]))
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        return None, False
+    return inside, any(abs(a - b) > 0.1 for a, b in zip(inside, box, strict=True))
 
 
 def boxed_image(

@@ -281,7 +281,7 @@ def _write_tag(part: Path, url: str, response: http.client.HTTPResponse) -> None
 
 def _read_tag(part: Path, url: str) -> str:
     try:
-        found = json.loads(_tag_file(part).read_text())
+        found = json.loads(_tag_file(part).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return ""
     return found.get("tag", "") if found.get("url") == url else ""

@@ -75,7 +75,7 @@ class Journal:
         """Loads what is there; False if the file ends in the middle of a line."""
         if not self.path.exists():
             return True
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        text = self.path.read_text(encoding="utf-8-sig", errors="replace")
         for line in text.splitlines():
             try:
                 result = json.loads(line)

@@ -185,7 +185,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     if source.is_dir():
         source = source / "manifest.csv"
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(source, f"no readable manifest ({error})") from error
     root, first_line, table = _split_off_root(source, text)
@@ -327,7 +327,7 @@ def _class_names(source: Path, names: dict[int, str]) -> tuple[str, ...]:
 
 def _listed_classes(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, f"no readable class names ({error})") from error
     return tuple(

@@ -244,7 +244,7 @@ def _already_written(output: Path, wanted: dict[str, int]) -> bool:
     marker = output / MARKER
     if not marker.exists():
         return False
-    found = json.loads(marker.read_text())
+    found = json.loads(marker.read_text(encoding="utf-8-sig"))
     complete = found.pop("complete", False)
     if found != wanted:
         raise DataError(output, f"holds synthetic clips made with {found}, not {wanted}")

@@ -2,8 +2,10 @@
 
 Everingham et al. (2010), "The PASCAL Visual Object Classes (VOC) Challenge". Corners in the XML
 count pixels from 1 and belong to the box; here edges are continuous and start at 0, hence 1 is
-taken off the upper left corner and nothing off the lower right one. `difficult` objects are marked,
-not dropped: what becomes of them is the business of training and of evaluation.
+taken off the upper left corner and nothing off the lower right one. A box that reaches beyond its
+image, as those of tools that count from 0 do, is cut at the edge and counted. `difficult` objects
+are marked, not dropped: what becomes of them is the business of training and of evaluation. An
+image may have another suffix than .jpg, which counts where both are there.
 
 Annotations come from anywhere, so a document type declaration, the vehicle of XML's entity attacks,
 is refused.
@@ -12,10 +14,13 @@ is refused.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from ndavid.data.detection import BoxedImage, DetectionSet, boxed_image
+from ndavid.data.detection import Box, DetectionSet, boxed_image, cut_box
+from ndavid.data.file_tree import is_hidden
+from ndavid.data.image_reading import IMAGE_SUFFIXES
 from ndavid.data.names import check_name, check_text
 from ndavid.errors import DataError
 
@@ -26,7 +31,9 @@ VOC_CLASSES = (
 )
 CLASSES_FILE = "classes.txt"
 
-Object = tuple[tuple[float, float, float, float], int, bool, bool]
+_MOST = 1e6
+
+Object = tuple[Box, int, bool, bool]
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -56,11 +63,52 @@ def read_voc(root: str | os.PathLike[str], part: str) -> DetectionSet:
     folder, _, name = part.rpartition("/")
     classes = _classes(root)
     labels = {name: label for label, name in enumerate(classes)}
-    images = tuple(
-        _read_annotation(root, PurePosixPath(folder), stem, labels)
-        for stem in _stems(root / folder / "ImageSets" / "Main" / f"{name}.txt")
-    )
-    return DetectionSet(root, part, classes, images)
+    files = _Files(root / folder / "JPEGImages")
+    images, num_empty, num_cut = [], 0, 0
+    for stem in _stems(root / folder / "ImageSets" / "Main" / f"{name}.txt"):
+        size, objects, empty, cut = _read_annotation(
+            root / folder / "Annotations" / f"{stem}.xml", labels
+        )
+        path = PurePosixPath(folder) / "JPEGImages" / files.of(stem)
+        images.append(boxed_image(str(path), size, objects))
+        num_empty += empty
+        num_cut += cut
+    return DetectionSet(root, part, classes, tuple(images), num_empty, num_cut)
+
+
+class _Files:
+    """The image file of each name: NAME.jpg, or else that with another suffix of an image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[PurePosixPath, dict[str, list[str]]] = {}
+
+    def of(self, stem: str) -> str:
+        """The path of an image below the folder; NAME.jpg where there is none."""
+        place = PurePosixPath(stem)
+        if place.parent not in self._names:
+            self._names[place.parent] = self._list(self.folder / place.parent)
+        names = self._names[place.parent].get(place.name, [])
+        # By suffix in the order of the list, which .jpg leads.
+        order = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
+        names = sorted(
+            names,
+            key=lambda name: (order[Path(name).suffix.lower()], name != f"{place.name}.jpg", name),
+        )
+        return str(place.parent / (names[0] if names else f"{place.name}.jpg"))
+
+    @staticmethod
+    def _list(folder: Path) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return found  # each image is then an error of its own, when it is read
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name):
+                found[stem].append(name)
+        return found
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -92,27 +140,31 @@ def _stems(path: Path) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(path, f"cannot read: {reason}") from error
 
 
 def _read_annotation(
-    root: Path, folder: PurePosixPath, stem: str, labels: dict[str, int]
-) -> BoxedImage:
-    path = root / folder / "Annotations" / f"{stem}.xml"
+    path: Path, labels: dict[str, int]
+) -> tuple[tuple[int, int], list[Object], int, int]:
+    """Width and height, the objects, and how many boxes were left out and cut."""
+    objects, num_empty, num_cut = [], 0, 0
     try:
         tree = _parse(path)
         size = _require(tree, "size", "the image")
         width, height = (int(_number(size, side, "the image")) for side in ("width", "height"))
-        objects = [
-            _object(entry, number, labels, (width, height))
-            for number, entry in enumerate(tree.findall("object"), start=1)
-        ]
+        for number, entry in enumerate(tree.findall("object"), start=1):
+            corners, label, difficult, crowd = _object(entry, number, labels)
+            box, is_cut = cut_box(corners, (width, height))
+            num_empty += box is None
+            num_cut += is_cut
+            if box is not None:
+                objects.append((box, label, difficult, crowd))
     except _Refused as error:
         raise DataError(path, str(error)) from error
-    return boxed_image(str(folder / "JPEGImages" / f"{stem}.jpg"), (width, height), objects)
+    return (width, height), objects, num_empty, num_cut
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -124,24 +176,18 @@ def _parse(path: Path) -> ElementTree.Element:
         raise _Refused(f"not XML: {error}") from error
 
 
-def _object(
-    entry: ElementTree.Element, number: int, labels: dict[str, int], size: tuple[int, int]
-) -> Object:
+def _object(entry: ElementTree.Element, number: int, labels: dict[str, int]) -> Object:
+    """An object with its corners as annotated, maybe beyond the image."""
     which = f"object {number}"
     name = (_require(entry, "name", which).text or "").strip()
     if name not in labels:
         raise _Refused(f"{which} is a {name!r}, which is not among the set's classes")
     box = _require(entry, "bndbox", which)
-    x1, y1, x2, y2 = (_number(box, corner, which) for corner in ("xmin", "ymin", "xmax", "ymax"))
-    corners = (x1 - 1, y1 - 1, x2, y2)
-    inside = 0 <= corners[0] < x2 <= size[0] and 0 <= corners[1] < y2 <= size[1]
-    if not inside:
-        raise _Refused(
-            f"{which} has the corners ({x1:g}, {y1:g}) and ({x2:g}, {y2:g}), which make no box in "
-            f"an image of {size[0]}x{size[1]}"
-        )
+    x1, y1, x2, y2 = (
+        _number(box, corner, which, low=-_MOST) for corner in ("xmin", "ymin", "xmax", "ymax")
+    )
     difficult = entry.find("difficult") is not None and bool(_number(entry, "difficult", which))
-    return corners, labels[name], difficult, False
+    return (x1 - 1, y1 - 1, x2, y2), labels[name], difficult, False
 
 
 def _require(parent: ElementTree.Element, tag: str, which: str) -> ElementTree.Element:
@@ -151,13 +197,13 @@ def _require(parent: ElementTree.Element, tag: str, which: str) -> ElementTree.E
     return found
 
 
-def _number(parent: ElementTree.Element, tag: str, which: str) -> float:
-    """The number in a tag; some of VOC 2012's corners are decimal."""
+def _number(parent: ElementTree.Element, tag: str, which: str, *, low: float = 0) -> float:
+    """The number in a tag, not below `low`; some of VOC 2012's corners are decimal."""
     text = _require(parent, tag, which).text or ""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not 0 <= value < 1e6:
+    if not low <= value < _MOST:
         raise _Refused(f"{which} has {text.strip()[:40]!r} for <{tag}>, which is no pixel number")
     return value

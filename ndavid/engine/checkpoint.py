@@ -142,7 +142,7 @@ def load(path: str | Path) -> Checkpoint:
         CheckpointError: none there, damaged, or holding anything but plain data.
     """
     folder = resolve(path)
-    complete = json.loads((folder / COMPLETE_FILE).read_text())
+    complete = json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8-sig"))
     ema = folder / EMA_FILE
     return Checkpoint(
         path=folder,

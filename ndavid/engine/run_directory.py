@@ -88,7 +88,8 @@ def check_same_config(
     if not file.exists() or not config_yaml:
         return
     before, now, defaults = (
-        flatten(yaml.safe_load(text)) for text in (file.read_text(), config_yaml, defaults_yaml)
+        flatten(yaml.safe_load(text))
+        for text in (file.read_text(encoding="utf-8-sig"), config_yaml, defaults_yaml)
     )
     since = {key: defaults[key] for key in now.keys() & defaults.keys() - before.keys()}
     before |= since

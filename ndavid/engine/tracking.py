@@ -182,7 +182,7 @@ def truncate(file: Path, step: int) -> dict[str, float]:
     The file is replaced in one move, so that a kill in between loses nothing.
     """
     kept, last = [], {}
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8-sig").splitlines() if file.exists() else []
     for line in lines:
         try:
             record = json.loads(line)

@@ -143,7 +143,7 @@ def run(config: DetectionConfig) -> Result:
     result = Result(
         task="detection",
         metrics=metrics,
-        protocol=_protocol(config, test, loaded, selection),
+        protocol=_protocol(config, train, test, loaded, selection),
         network=loaded.encoder.name,
         checkpoint=loaded.source,
         tested={"path": str(weights), "sha256": file_digest(weights)},
@@ -277,6 +277,7 @@ def _training_details(train: DetectionSet, trained: RunResult) -> dict[str, Any]
         "images": len(train.images),
         "boxes": sum(len(image.labels) for image in train.images),
         "empty_boxes_left_out": train.num_empty_boxes,
+        "boxes_cut_at_the_edge": train.num_cut_boxes,
         "steps": trained.steps,
         "checkpoint": str(trained.checkpoint),
         "bad_images": trained.bad_clips,
@@ -317,9 +318,13 @@ def _with_intervals(
 
 
 def _protocol(
-    config: DetectionConfig, test: DetectionSet, loaded: Backbone, selection: str
+    config: DetectionConfig,
+    train: DetectionSet,
+    test: DetectionSet,
+    loaded: Backbone,
+    selection: str,
 ) -> Protocol:
-    notes = [*loaded.notes]
+    notes = [*loaded.notes, *(f"{note}." for note in (*train.notes, *test.notes))]
     if config.data.format == "voc":
         notes += [
             "AP, AP50 and AP75 are COCO's (101 recalls). Tables of transfer papers on VOC 2007 "

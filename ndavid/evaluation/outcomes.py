@@ -69,7 +69,7 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
         DataError: If the file is missing, no such table, or has a row that is no outcome.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.reader(stream, strict=True))
     except OSError as error:
         raise DataError(path, f"cannot read the outcomes: {error.strerror}") from error

@@ -172,7 +172,7 @@ def load_result(path: str | os.PathLike[str]) -> Result:
         DataError: If the file is missing, not JSON, not a Result, or of another schema version.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         version = raw["schema"]
         if version != SCHEMA_VERSION:
             raise DataError(path, f"result schema {version}; this ndavid reads {SCHEMA_VERSION}")

@@ -124,7 +124,7 @@ def training_run(checkpoint: str) -> TrainingRun | None:
     if not (run / FOLDER).is_dir() or not config.is_file():
         return None
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{config}: cannot be read: {error}") from error
     values = values if isinstance(values, Mapping) else {}

@@ -330,7 +330,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     source = Path(path)
     source = source / "metrics.jsonl" if source.is_dir() else source
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(source, f"cannot read the metrics: {error.strerror}") from error
     rows = []

@@ -178,7 +178,7 @@ def load_gan(path: str | Path, *, ema: bool = True) -> LoadedGan:
         assert averaged is not None
         load_matching(gan.generator, averaged.weights, prefix="", min_fraction=1.0)
         refresh_spectral_norms(gan.generator)
-    complete = json.loads((saved.path / COMPLETE_FILE).read_text())
+    complete = json.loads((saved.path / COMPLETE_FILE).read_text(encoding="utf-8-sig"))
     digests = {name: file["sha256"] for name, file in complete["files"].items()}
     return LoadedGan(
         gan=gan.eval(),
@@ -279,7 +279,7 @@ def _config_beside(folder: Path) -> Mapping[str, Any]:
     for path in (folder / CONFIG_FILE, folder / "config.yaml", folder.parents[1] / "config.yaml"):
         if path.is_file():
             try:
-                config = yaml.safe_load(path.read_text())  # JSON is YAML
+                config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             if isinstance(config, dict):

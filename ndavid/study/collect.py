@@ -254,7 +254,7 @@ def _commit_of_training(cell: Cell, record: Mapping[str, Any]) -> str:
         return _commit(record.get("git"))
     try:
         path = cell.training.folder / "environment.json"
-        return _commit(json.loads(path.read_text(encoding="utf-8")).get("git"))
+        return _commit(json.loads(path.read_text(encoding="utf-8-sig")).get("git"))
     except (OSError, ValueError, AttributeError):
         return ""
 
@@ -289,7 +289,7 @@ def _diagnostics(cell: Cell, names: Sequence[str], trained: Trained) -> Iterator
 
 def _records(path: Path) -> list[dict[str, float]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(path, f"cannot read the metrics of a training: {error}") from error
 

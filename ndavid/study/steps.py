@@ -72,7 +72,7 @@ def record_of(step: Step) -> dict[str, Any] | None:
     """
     path = step.folder / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
         command = list(record["command"])
         float(record["seconds"])
     except FileNotFoundError:
@@ -264,7 +264,7 @@ def _write_record(
 
 def _last_line(step: Step) -> str:
     try:
-        lines = (step.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (step.folder / LOG).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

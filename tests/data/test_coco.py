@@ -53,6 +53,11 @@ def test_boxes_labels_and_crowds(tmp_path: Path) -> None:
     assert first.labels.tolist() == [1, 0, 0]
     assert first.crowd.tolist() == [False, True, False] and not first.difficult.any()
     assert found.num_empty_boxes == 1 and found.num_objects == 2
+    assert found.num_cut_boxes == 1
+    assert found.notes == (
+        "val2017: 1 annotated boxes reached beyond their image and were cut at its edge",
+        "val2017: 1 annotated boxes had no area in their image and were left out",
+    )
     assert second.boxes.shape == (0, 4)
 
 
