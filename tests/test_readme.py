@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from accelerate.utils import LoggerType
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,6 +30,16 @@ def test_every_file_a_command_names_exists() -> None:
     assert len(named) > 8
     missing = {name for name in named if not (ROOT / name).exists()}
     assert not missing
+
+
+def test_one_process_is_started_by_python_and_what_it_takes_to_use_more_is_said() -> None:
+    section = README.split("## Several GPUs, mixed precision, trackers\n")[1].split("\n## ")[0]
+    for said in ("plain `python`", "traceback", "run.precision", "run.trackers", "torchrun"):
+        assert said in section
+    (command,) = re.findall(r"^accelerate launch .*", README, flags=re.MULTILINE)
+    assert command in section, "commands for one process need no launcher"
+    named = re.findall(r"`(wandb|mlflow|comet_ml|aim)`", section)
+    assert len(named) == 4 and set(named) <= {member.value for member in LoggerType}
 
 
 def table_rows(first_cell: str) -> list[str]:
