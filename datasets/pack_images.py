@@ -22,7 +22,7 @@ from ndavid.data.image_archive import read_archive, write_archive
 from ndavid.data.image_packing import Packed, pack
 from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, open_images
-from ndavid.errors import ConfigError, DataError
+from ndavid.errors import ConfigError, DataError, printable
 from ndavid.locks import hold_file
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
@@ -83,7 +83,8 @@ def common_classes(sources: dict[str, ImageSource]) -> tuple[str, ...]:
 
 def list_bad(output: Path, packed: dict[str, Packed]) -> None:
     """Writes OUTPUT_bad.csv and names the first few; no file where there is nothing to list."""
-    rows = [(split, *entry) for split, done in packed.items() for entry in done.bad]
+    found = ((split, *entry) for split, done in packed.items() for entry in done.bad)
+    rows = [tuple(map(printable, row)) for row in found]
     target = output.with_name(f"{output.stem}_bad.csv")
     target.unlink(missing_ok=True)
     if not rows:

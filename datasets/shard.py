@@ -33,7 +33,7 @@ from ndavid.data.shard_writing import (
     check_shards,
     write_shards,
 )
-from ndavid.errors import DataError
+from ndavid.errors import DataError, printable
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
 # About 50 MB of clips of 128 pixels, or of ImageNet's images.
@@ -117,7 +117,7 @@ def check(folder: Path) -> None:
     """Prints what is wrong, and leaves with 1 if anything is."""
     wrong = check_shards(folder)
     for file, problem in wrong:
-        print(f"{folder / file}: {problem}")
+        print(printable(f"{folder / file}: {problem}"))
     if wrong:
         sys.exit(1)
     print(f"{folder}: all shards are as they were written")
@@ -129,9 +129,10 @@ def list_bad(output: Path, written: WrittenShards) -> None:
     target.unlink(missing_ok=True)
     if not written.bad:
         return
+    bad = [(printable(path), printable(reason)) for path, reason in written.bad]
     with target.open("x", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows([("path", "reason"), *written.bad])
-    for path, reason in written.bad[:5]:
+        csv.writer(handle).writerows([("path", "reason"), *bad])
+    for path, reason in bad[:5]:
         print(f"left out: {path}: {reason}")
     print(f"all {len(written.bad)} samples left out are in {target}")
 

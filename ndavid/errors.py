@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines, each of them `printable`."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def first_few(names: Sequence[str], shown: int = 5) -> str:
     """The first names of a list for a line of text, and how many more there are."""
     more = len(names) - shown

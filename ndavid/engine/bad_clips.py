@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ndavid.errors import TrainingError
+from ndavid.errors import TrainingError, printable
 
 FILE_NAME = "bad_clips.csv"
 
@@ -66,7 +66,8 @@ class BadClips:
         with file.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             writer.writerow(["path", "reason", "step"])
-            writer.writerows(self.found.values())
+            rows = self.found.values()
+            writer.writerows((printable(path), printable(why), step) for path, why, step in rows)
 
     def state(self) -> list[list[str | int]]:
         """For a checkpoint: [path, reason, step] rows."""

@@ -75,7 +75,7 @@ from ndavid.engine.turns import (
     parameters_of,
     total_norm,
 )
-from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
+from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError, printable
 from ndavid.interruption import command_again
 from ndavid.locks import hold
 
@@ -606,7 +606,7 @@ class _Loop:
         """Puts the bad clips of all ranks into the ledger."""
         clips = [clip for share in gather_objects(bad) for clip in share]
         for path, reason in self.bad_clips.add(clips, step):
-            self.tracker.say(f"skipped a bad clip: {path}: {reason}")
+            self.tracker.say(printable(f"skipped a bad clip: {path}: {reason}"))
         if self.is_main:
             self.bad_clips.write(self.output)
 

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ndavid.config import nearest
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, printable_lines
 from ndavid.progress import SECONDS_BETWEEN_LINES
 
 METRICS_FILE = "metrics.jsonl"
@@ -171,8 +171,8 @@ class Tracker:
 
 
 def say(message: str) -> None:
-    """Prints one line on stderr, above a progress bar if there is one."""
-    tqdm.write(message, file=sys.stderr)
+    """Prints lines on stderr, above a progress bar if there is one; no name commands a terminal."""
+    tqdm.write(printable_lines(message), file=sys.stderr)
     sys.stderr.flush()
 
 

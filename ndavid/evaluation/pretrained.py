@@ -18,7 +18,7 @@ from ndavid.checkpoint_files import COMPLETE_FILE, EMA_FILE, FOLDER, MODEL_FILE
 from ndavid.collectives import rank
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.rng import seeded
-from ndavid.errors import CheckpointError, ConfigError
+from ndavid.errors import CheckpointError, ConfigError, printable_lines
 from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.provenance import checkpoint_of
 from ndavid.evaluation.views import ViewsConfig
@@ -221,7 +221,7 @@ def _verified(path: Path, config: EncoderConfig, classifier: Classifier, name: s
     prefix = find_prefix(classifier.encoder, stored)
     report = compare(classifier.encoder, stored, prefix=prefix, values=True)
     if rank() == 0:
-        print(f"{weights}: encoder: {report}")
+        print(printable_lines(f"{weights}: encoder: {report}"))
     if report.fraction < MIN_FRACTION:
         raise CheckpointError(f"{path}: the encoder does not hold this checkpoint: {report}")
     return Pretrained(

@@ -25,7 +25,7 @@ from ndavid.checkpoint_files import FOLDER
 from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import read_manifest
-from ndavid.errors import DataError, printable
+from ndavid.errors import DataError, printable, printable_lines
 from ndavid.evaluation.figures import (
     accuracy_figure,
     confusion_figure,
@@ -187,7 +187,7 @@ def write_outputs(
         backend=backend,
     )
     page = write_report(report, folder / REPORT_FILE)
-    print(f"{summary_lines(result)}\n{page}")
+    print(printable_lines(f"{summary_lines(result)}\n{page}"))
     return result
 
 

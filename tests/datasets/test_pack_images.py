@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -175,3 +176,20 @@ def test_an_empty_source_cannot_be_packed() -> None:
     empty = MemoryImages(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0), [], origin="x")
     with pytest.raises(DataError, match="there are no images"):
         pack(empty, quality=95)
+
+
+ODD = ["red\x1b[31m.jpg", "two\nlines.jpg", os.fsdecode(b"latin\xf6.jpg")]
+
+
+def test_odd_names_are_shown_and_listed_escaped(call, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    write_tree(root / "train", {"cat": 2})
+    for name in ODD:
+        (root / "train" / "cat" / name).write_bytes(b"no image")
+    done = call("folder", "--root", root, "--splits", "train", "--output", tmp_path / "set.npz")
+    assert done.code == 0, done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    assert done.stdout.count("left out: ") == 3
+    report = (tmp_path / "set_bad.csv").read_text(encoding="utf-8")
+    assert len(report.splitlines()) == 4 and report.replace("\n", "").isprintable()
+    assert r"red\x1b[31m.jpg" in report and r"latin\udcf6.jpg" in report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -146,3 +147,22 @@ def test_shards_are_not_written_over(call: Call, prepared: Path, tmp_path: Path)
     again = call(*words)
     assert again.code == 2 and "already holds shards" in again.stderr
     assert call("check", tmp_path / "out").code == 0
+
+
+ODD = ["red\x1b[31m.jpg", "two\nlines.jpg", os.fsdecode(b"latin\xf6.jpg")]
+
+
+def test_odd_names_are_shown_and_listed_escaped(call: Call, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    write_tree(root / "train", {"cat": 2})
+    for name in ODD:
+        (root / "train" / "cat" / name).write_bytes(b"no image")
+    done = call(
+        "images", "folder", "--root", root, "--output", tmp_path / "out", "--shards", "1", "--quiet"
+    )
+    assert done.code == 0, done.stderr
+    assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+    assert done.stdout.count("left out: ") == 3
+    report = (tmp_path / "out" / "bad_files.csv").read_text(encoding="utf-8")
+    assert len(report.splitlines()) == 4 and report.replace("\n", "").isprintable()
+    assert r"red\x1b[31m.jpg" in report and r"latin\udcf6.jpg" in report

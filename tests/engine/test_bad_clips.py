@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ndavid.engine.bad_clips import FILE_NAME, BadClips
+from ndavid.engine.tracking import say
 from ndavid.errors import TrainingError
 
 PLACES = [
@@ -48,3 +49,17 @@ def test_what_an_older_run_counted_twice_is_counted_once() -> None:
     ledger = BadClips(10, 1.0)
     ledger.restore([["here/0.tar/a.mp4", "broken", 1], ["there/0.tar/a.mp4", "broken", 5]])
     assert ledger.state() == [["here/0.tar/a.mp4", "broken", 1]]
+
+
+def test_names_reach_neither_the_report_nor_the_terminal_as_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "two\nlines\x1b[2J\udcff.jpg"
+    bad = BadClips(100, 0.5)
+    bad.add([(odd, "cut\x07")], 3)
+    bad.write(tmp_path)
+    written = (tmp_path / FILE_NAME).read_text(encoding="utf-8").splitlines()
+    assert written == ["path,reason,step", r"two\nlines\x1b[2J\udcff.jpg,cut\x07,3"]
+    assert bad.state() == [[odd, "cut\x07", 3]]
+    say(f"skipped {odd}")
+    assert capsys.readouterr().err == "skipped two\nlines\\x1b[2J\\udcff.jpg\n"
