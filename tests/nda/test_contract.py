@@ -1,101 +1,203 @@
-"""What every op promises, whatever it does: DESIGN's guarantees, over many draws."""
+"""What every op promises, whatever it does: DESIGN's guarantees, over many draws.
+
+The ops come from the registry (`contract.variants`), so that none can be forgotten; and ops that
+break the contract on purpose show that the checks can fail.
+"""
 
 from __future__ import annotations
 
+import op_contract as contract
 import pytest
 import torch
+from op_contract import CLIP, IMAGE
+from torch import Tensor
 
 from ndavid import nda
+from ndavid.nda.base import NegativeAugmentation
 
-CLIP, IMAGE = (6, 2, 8, 12, 16), (6, 3, 12, 16)
-VARIANTS = {
-    "jigsaw": nda.Jigsaw(),
-    "jigsaw-3x4": nda.Jigsaw((3, 4)),
-    "jigsaw-row": nda.Jigsaw((1, 4), derangement=True),
-    "jigsaw-column": nda.Jigsaw((6, 1)),
-    "jigsaw-per-frame": nda.Jigsaw(2, per_frame=True),
-    "stitch": nda.Stitch(),
-    "stitch-per-frame": nda.Stitch(per_frame=True),
-    "mixup": nda.Mixup(),
-    "mixup-extreme": nda.Mixup(alpha=0.05),
-    "cutout": nda.Cutout(),
-    "cutout-zero": nda.Cutout(fill="zero"),
-    "cutout-noise": nda.Cutout(fill="noise"),
-    "cutout-per-frame": nda.Cutout(per_frame=True),
-    "cut_mix": nda.CutMix(),
-    "cut_mix-beta": nda.CutMix(beta=0.3, per_frame=True),
-    "patch_resample": nda.PatchResample(min_side=0.15),
-    "patch_resample-per-frame": nda.PatchResample(min_side=0.3, max_side=0.7, per_frame=True),
-    "frame_shuffle": nda.FrameShuffle(),
-    "temporal_jigsaw": nda.TemporalJigsaw(),
-    "temporal_jigsaw-swap": nda.TemporalJigsaw(4, swap=2),
-    "frame_repeat": nda.FrameRepeat(),
-    "reverse": nda.Reverse(),
-    "cuboid_jigsaw": nda.CuboidJigsaw(),
-    "cuboid_jigsaw-flat": nda.CuboidJigsaw(grid=(3, 1), segments=4, derangement=True),
-    "temporal_stitch": nda.TemporalStitch(),
-    "one_of": nda.OneOf([nda.Jigsaw(), nda.CutMix(), nda.FrameShuffle()]),
-    "compose": nda.Compose([nda.Stitch(), nda.Jigsaw(), nda.Reverse(), nda.Cutout()]),
-    "nested": nda.OneOf([nda.Compose([nda.Mixup(), nda.Jigsaw()]), nda.TemporalJigsaw(2)]),
-}
+VARIANTS = {**contract.variants(), **contract.combinations()}
 ON_IMAGES = {name: op for name, op in VARIANTS.items() if not op.clips_only}
-PERMUTING = [name for name in VARIANTS if "jigsaw" in name or name in ("frame_shuffle", "reverse")]
+# Of the ops that move pixels about, those that show some twice and others not at all.
+REPEATING = ("patch_resample", "frame_repeat")
+PERMUTING = [
+    name
+    for name, op in VARIANTS.items()
+    if op.acts_on <= {"space", "time"} and op.name not in REPEATING
+]
 CASES = [pytest.param(op, CLIP, id=f"clip-{name}") for name, op in VARIANTS.items()] + [
     pytest.param(op, IMAGE, id=f"image-{name}") for name, op in ON_IMAGES.items()
 ]
 every_op = pytest.mark.parametrize(("op", "shape"), CASES)
 
 
-def spread(mask, x):
-    """A changed mask over the channels of ``x``."""
-    return mask.unsqueeze(1).expand_as(x)
-
-
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 @every_op
-def test_changes_every_sample_in_thousands_of_draws(op, shape, distinct, seeded):
-    generator = seeded(0)
-    # One channel tells as much as three; ten thousand samples in all.
-    for batch, draws in ((2, 100), (3, 100), (8, 100), (2200, 4)):
-        x = distinct((batch, 1, *shape[2:]))
-        for _ in range(draws):
-            changed = (op(x, generator=generator) != x).flatten(1).any(1)
-            assert changed.all(), f"{(~changed).sum()} of {batch} samples came out clean"
+def test_keeps_the_contract(op, shape, check):
+    check(op, shape)
 
 
-@every_op
-def test_output_equals_input_outside_the_mask_and_differs_within(op, shape, distinct, seeded):
-    x = distinct((200, *shape[1:]))
-    params = op.flag(x, op.sample(x.shape, seeded(1)))
-    y, mask = op.apply(x, params), op.changed_mask(params, x.shape)
-    assert mask.dtype == torch.bool and mask.shape == (x.shape[0], *x.shape[2:])
-    assert torch.equal(y[~spread(mask, x)], x[~spread(mask, x)])
-    # Within: a box filled with its mean may meet a pixel of just that value.
-    differs = (y != x)[spread(mask, x)].float().mean()
-    assert differs > 0.99
+@pytest.mark.parametrize("name", PERMUTING)
+def test_permuting_ops_keep_the_multiset_of_pixels(name):
+    contract.check_multiset(VARIANTS[name], CLIP)
 
 
-@every_op
-def test_replays_and_depends_on_nothing_but_the_generator(op, shape, distinct, seeded):
-    x = distinct(shape)
-    before, state = x.clone(), torch.get_rng_state()
-    params = op.sample(x.shape, seeded(5))
-    torch.manual_seed(77)
-    again = op.sample(x.shape, seeded(5))
-    assert params.keys() == again.keys()
-    assert all(torch.equal(params[key], again[key]) for key in params)
-    assert torch.equal(op.apply(x, params), op.apply(x, again))
-    assert torch.equal(op(x, generator=seeded(5)), op.apply(x, params))
-    assert torch.equal(x, before), "apply wrote into its input"
-    torch.set_rng_state(state)
-    op(x)
-    assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
+def test_every_op_of_the_registry_is_among_the_cases():
+    assert set(nda.OPS.values()) <= {type(op) for op in VARIANTS.values()}
+    assert set(contract.variants(nda.OPS | {Idle.name: Idle})) > set(contract.variants())
 
 
-@every_op
-def test_every_parameter_is_on_the_cpu_and_per_sample(op, shape, seeded):
-    for value in op.sample(shape, seeded(0)).values():
-        assert value.device.type == "cpu"
-        assert value.shape[0] == shape[0]
+def test_content_that_cannot_be_changed_is_flagged():
+    """Not only right where it is said, but said: of stills, plain areas and byte copies."""
+    seen = 0
+    for name, op in contract.variants().items():
+        x = contract.alike(CLIP)
+        for content, rows in (("still", slice(0, None, 2)), ("plain", slice(0, None, 2))):
+            fails = op.acts_on <= ({"time"} if content == "still" else {"time", "space"})
+            if fails:
+                made = op.broken(x[content], generator=contract.seeded(0))
+                assert made.params["unchanged"][rows].all(), (name, content)
+                seen += 1
+        if op.acts_on == {"sample"}:
+            made = op.broken(x["byte_copies"], generator=contract.seeded(0))
+            assert made.params["unchanged"].all() and not made.changed.any(), name
+            seen += 1
+    assert seen > 20
+
+
+def test_a_clip_that_repeats_with_the_segments_length_is_found():
+    """Of the lengths that are looped in J-HMDB one in six: 8 blocks of 5 frames at stride 3."""
+    source = contract.distinct((1, 2, 15, 4, 4))[:, :, (3 * torch.arange(40)) % 15]
+    params = (op := nda.TemporalJigsaw(4)).sample(source.shape, contract.seeded(0))
+    assert torch.equal(op.apply(source, params), source)
+    made = op.broken(source, generator=contract.seeded(0))
+    assert made.params["unchanged"].all() and not made.changed.any()
+    # Of 16 frames a loop it is another clip.
+    other = contract.distinct((1, 2, 16, 4, 4))[:, :, (3 * torch.arange(40)) % 16]
+    assert op.broken(other, generator=contract.seeded(0)).changed.all()
+
+
+# --- ops that lie --------------------------------------------------------------------------------
+
+
+class Idle(NegativeAugmentation):
+    """Changes nothing and claims that it changed everything."""
+
+    name = "idle"
+    acts_on = frozenset({"value"})
+
+    def _draw(self, shape, generator) -> dict[str, Tensor]:
+        return {"number": torch.randint(9, (shape[0],), generator=generator)}
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x.clone()
+
+    def changed_mask(self, params: dict[str, Tensor], shape) -> Tensor:
+        return torch.ones(shape[0], *shape[2:], dtype=torch.bool)
+
+
+class MostlyIdle(Idle):
+    """Leaves one sample in a hundred as it was."""
+
+    name = "mostly_idle"
+
+    def _draw(self, shape, generator) -> dict[str, Tensor]:
+        return {"number": torch.randint(100, (shape[0],), generator=generator)}
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x + params["number"].sign().view(-1, *[1] * (x.dim() - 1))
+
+
+class Secretive(Idle):
+    """Changes everything and claims half of it."""
+
+    name = "secretive"
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x + 1
+
+    def changed_mask(self, params: dict[str, Tensor], shape) -> Tensor:
+        mask = super().changed_mask(params, shape).clone()
+        mask[..., : shape[-1] // 2] = False
+        return mask
+
+
+class Restless(Secretive):
+    """Another result at every replay."""
+
+    name = "restless"
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x + torch.rand(())
+
+
+class Scribbler(Secretive):
+    """Writes into its input."""
+
+    name = "scribbler"
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x.add_(1).clone()
+
+
+class Lonely(Secretive):
+    """Takes a sample for its own partner."""
+
+    name = "lonely"
+
+    def _draw(self, shape, generator) -> dict[str, Tensor]:
+        return {"partner": torch.arange(shape[0])}
+
+
+class Lossy(Secretive):
+    """Says that it moves pixels and loses some."""
+
+    name = "lossy"
+
+    def _apply(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        return x.roll(1, -1).clamp_min(10)
+
+
+@pytest.mark.parametrize(
+    ("liar", "check", "says"),
+    [
+        (Idle, contract.check_changes_every_sample, "came out clean"),
+        (Idle, contract.check_mask, "of what the mask claims is as it was"),
+        (MostlyIdle, contract.check_changes_every_sample, "came out clean"),
+        (Secretive, contract.check_mask, "changed outside the mask"),
+        (Restless, contract.check_replay, "a replay differs"),
+        (Scribbler, contract.check_replay, None),
+        (Lonely, contract.check_parameters, "its own partner"),
+        (Lossy, contract.check_multiset, None),
+    ],
+)
+def test_the_checks_find_an_op_that_lies(liar, check, says, monkeypatch):
+    monkeypatch.setitem(nda.OPS, liar.name, liar)
+    with pytest.raises(AssertionError, match=says):
+        check(contract.variants()[liar.name], CLIP)
+
+
+def test_an_idle_op_is_masked_for_all_that_it_claims():
+    made = Idle().broken(contract.distinct(CLIP), generator=contract.seeded(0))
+    assert made.params["unchanged"].all() and not made.changed.any()
+    assert not Idle().changed_mask(made.params, CLIP).any()
+    contract.check_known(Idle(), CLIP)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "=" not in name or "per_" in name])
+def test_what_is_done_on_the_device_compiles_without_a_graph_break(name, distinct, seeded):
+    torch.compiler.reset()
+    op, x = VARIANTS[name], distinct(CLIP)
+    params = op.sample(CLIP, seeded(3))
+
+    def known(x, params):
+        flagged = op.flag(x, params)
+        broken = op.apply(x, flagged)
+        flagged = op.compare(x, broken, flagged)
+        return broken, flagged["unchanged"], op.changed_mask(flagged, x.shape)
+
+    compiled = torch.compile(known, fullgraph=True, backend="eager")
+    for found, expected in zip(compiled(x, params), known(x, params), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
@@ -116,21 +218,6 @@ def test_any_memory_layout_gives_the_same(op, shape, distinct, seeded):
     torch.testing.assert_close(op.apply(fancy, params), op.apply(x, params), rtol=1e-4, atol=0)
 
 
-@every_op
-def test_apply_compiles_without_a_graph_break(op, shape, distinct, seeded):
-    torch.compiler.reset()
-    x = distinct(shape)
-    params = op.sample(shape, seeded(3))
-    compiled = torch.compile(
-        lambda x, params: (op.apply(x, params), op.changed_mask(params, x.shape)),
-        fullgraph=True,
-        backend="eager",
-    )
-    y, mask = compiled(x, params)
-    assert torch.equal(y, op.apply(x, params))
-    assert torch.equal(mask, op.changed_mask(params, shape))
-
-
 @pytest.mark.parametrize("name", ["jigsaw", "stitch", "cut_mix", "cutout", "patch_resample"])
 def test_apply_survives_functionalisation(name, distinct, seeded):
     torch.compiler.reset()
@@ -140,18 +227,10 @@ def test_apply_survives_functionalisation(name, distinct, seeded):
     assert torch.equal(compiled(x, params), op.apply(x, params))
 
 
-@pytest.mark.parametrize("name", PERMUTING)
-def test_permuting_ops_keep_the_multiset_of_pixels(name, distinct, seeded):
-    shape = (40, *CLIP[1:])
-    x = distinct(shape)
-    y = VARIANTS[name](x, generator=seeded(0))
-    assert torch.equal(y.flatten(2).sort().values, x.flatten(2).sort().values)
-
-
 @pytest.mark.parametrize("name", ON_IMAGES)
 def test_a_spatial_op_does_the_same_in_every_frame(name, distinct, seeded):
     op = ON_IMAGES[name]
-    if "per-frame" in name or getattr(op, "per_frame", False):
+    if getattr(op, "per_frame", False):
         pytest.skip("asked to differ between frames")
     x = distinct(CLIP)
     params = op.sample(CLIP, seeded(4))
@@ -163,7 +242,7 @@ def test_a_spatial_op_does_the_same_in_every_frame(name, distinct, seeded):
         torch.testing.assert_close(y[:, :, t], op.apply(x[:, :, t], frames), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "cutout-noise"])
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "cutout-fill=noise"])
 def test_blocks_folded_into_channels_are_broken_alike(name, distinct, seeded):
     """DPC hands over (B, N*C, T, H, W) and relies on one draw for all N blocks."""
     op, blocks = VARIANTS[name], 3
