@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ndavid.data.file_tree import is_hidden
 from ndavid.data.names import check_name, check_text
 from ndavid.data.source_groups import kinetics_group, source_group
 from ndavid.errors import ConfigError, DataError
@@ -178,7 +179,8 @@ def parse_hmdb51(folder: str | os.PathLike[str]) -> Annotations:
     """
     home = _find_home(Path(folder), "*_test_split1.txt")
     pattern = re.compile(r"(?P<name>.+)_test_split(?P<number>\d+)\.txt", re.DOTALL)
-    found = [match for path in home.iterdir() if (match := pattern.fullmatch(path.name))]
+    names = [path.name for path in home.iterdir() if not is_hidden(path.name)]
+    found = [match for name in names if (match := pattern.fullmatch(name))]
     classes = sorted({check_text(home, match[0], "class name", match["name"]) for match in found})
     numbers = sorted({int(match["number"]) for match in found})
     folds = []
@@ -216,7 +218,9 @@ def parse_kinetics(source: str | os.PathLike[str]) -> Annotations:
         DataError: no CSV, a missing column, or a row that is not sound, with its number.
     """
     source = Path(source)
-    files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        files = sorted(path for path in source.glob("*.csv") if not is_hidden(path.name))
     if not files:
         raise DataError(source, "there is no Kinetics csv (train.csv, val.csv)")
     rows = [row for path in files for row in _kinetics_rows(path)]
@@ -273,9 +277,9 @@ def _find_home(folder: Path, pattern: str) -> Path:
     """The folder that holds a file of that pattern: `folder` itself or one just below it."""
     if not folder.is_dir():
         raise DataError(folder, "there is no such folder of annotations")
-    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
     for home in (folder, *below):
-        if any(home.glob(pattern)):
+        if not all(is_hidden(path.name) for path in home.glob(pattern)):
             return home
     raise DataError(folder, f"there is no {pattern} here or one folder below")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ndavid.data.corruptions import SEVERITIES
+from ndavid.data.file_tree import is_hidden
 from ndavid.data.image_sources import MemoryImages
 from ndavid.errors import ConfigError, DataError
 
@@ -31,7 +32,8 @@ def corruption_files(root: str | os.PathLike[str]) -> list[str]:
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(folder, "no such folder; it should hold CIFAR-10-C's .npy files")
-    names = sorted(path.stem for path in folder.glob("*.npy") if path.stem != _LABELS)
+    files = (path for path in folder.glob("*.npy") if not is_hidden(path.name))
+    names = sorted(path.stem for path in files if path.stem != _LABELS)
     if not names:
         raise DataError(folder, "holds no corruptions, which are .npy files; unpack the archive")
     return names

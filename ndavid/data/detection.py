@@ -115,10 +115,10 @@ class DetectionSet:
     def notes(self) -> tuple[str, ...]:
         """What was done to annotated boxes, a line each; none for a set that is sound."""
         return tuple(
-            f"{self.name}: {count} annotated boxes {what}"
+            f"{self.name}: annotated boxes {what}: {count}"
             for count, what in (
-                (self.num_cut_boxes, "reached beyond their image and were cut at its edge"),
-                (self.num_empty_boxes, "had no area in their image and were left out"),
+                (self.num_cut_boxes, "cut at the edge of their image"),
+                (self.num_empty_boxes, "left out, which have no area in their image"),
             )
             if count
         )

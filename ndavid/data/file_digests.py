@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ndavid.data.file_tree import is_hidden
 from ndavid.errors import DataError
 
 DigestKind = Literal["ends", "sha256"]
@@ -102,4 +103,6 @@ def _facts_of_folder(folder: Path, kind: DigestKind) -> FileFacts:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.is_file())
+    return (
+        path for path in sorted(folder.iterdir()) if path.is_file() and not is_hidden(path.name)
+    )

@@ -52,13 +52,13 @@ class FileTree:
             if rest := sum(count for _, count in kinds[_SHOWN:]):
                 shown.append(f"{rest} others")
             lines.append(
-                f"{total} files passed over, which are no {kind} by their suffix: "
-                f"{', '.join(shown)}"
+                f"files passed over, which are no {kind} by their suffix: {total} "
+                f"({', '.join(shown)})"
             )
         if self.repeats:
             lines.append(
-                f"{len(self.repeats)} links or second names of {kind} that are there already left "
-                f"out, such as {self.repeats[0]}"
+                f"links and second names left out, whose {kind} are there already: "
+                f"{len(self.repeats)} (such as {self.repeats[0]})"
             )
         return tuple(printable(line) for line in lines)
 

@@ -53,7 +53,7 @@ def open_tree(root: Path, split: str, class_list: str = "") -> FileImages:
     notes = found.notes("images")
     filled = {PurePosixPath(parent).parts[0] for _, parent, _ in placed}
     if empty := [name for name in classes if name not in filled]:
-        notes += (printable(f"{len(empty)} classes without images: {first_few(empty)}"),)
+        notes += (printable(f"classes without images: {len(empty)} ({first_few(empty)})"),)
     paths = [f"{parent}/{name}" for _, parent, name in placed]
     return FileImages(folder, paths, numbers, classes, notes=notes)
 

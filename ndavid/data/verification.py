@@ -103,7 +103,7 @@ def _notes(manifest: Manifest) -> tuple[str, ...]:
     others = [path for path in found.files if path not in listed]
     lines = found.notes("videos")
     if others:
-        lines += (f"{len(others)} videos are there that it does not list, such as {others[0]}",)
+        lines += (f"videos that it does not list: {len(others)} (such as {others[0]})",)
     return lines
 
 

@@ -55,8 +55,8 @@ def test_boxes_labels_and_crowds(tmp_path: Path) -> None:
     assert found.num_empty_boxes == 1 and found.num_objects == 2
     assert found.num_cut_boxes == 1
     assert found.notes == (
-        "val2017: 1 annotated boxes reached beyond their image and were cut at its edge",
-        "val2017: 1 annotated boxes had no area in their image and were left out",
+        "val2017: annotated boxes cut at the edge of their image: 1",
+        "val2017: annotated boxes left out, which have no area in their image: 1",
     )
     assert second.boxes.shape == (0, 4)
 

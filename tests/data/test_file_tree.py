@@ -12,6 +12,8 @@ import torch
 from image_files import encoded, photo
 from torchvision.datasets.folder import make_dataset
 
+from ndavid.data.annotations import parse_hmdb51, parse_kinetics
+from ndavid.data.cifar_c import corruption_files
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.file_tree import find_files
 from ndavid.data.folder_annotations import parse_folder
@@ -53,7 +55,7 @@ def test_one_link_back_up_changes_nothing(tmp_path: Path) -> None:
     assert found.files == ("A/1.mp4", "B/2.mp4")
     assert found.repeats == ("A/up/", "B/here/", "B/out/", "B/self.mp4")
     assert found.notes("videos") == (
-        "4 links or second names of videos that are there already left out, such as A/up/",
+        "links and second names left out, whose videos are there already: 4 (such as A/up/)",
     )
 
 
@@ -106,8 +108,8 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
     found = find_videos(tmp_path)
     assert found.passed_over == {".txt": 2, "": 2, ".z\x1b": 1}
     assert found.notes("videos") == (
-        "5 files passed over, which are no videos by their suffix: 2 without a suffix, 2 .txt, "
-        "1 .z\\x1b",
+        "files passed over, which are no videos by their suffix: 5 (2 without a suffix, 2 .txt, "
+        "1 .z\\x1b)",
     )
 
 
@@ -122,6 +124,24 @@ def test_only_some_folders(tmp_path: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
         find_videos(tmp_path / "absent")
+
+
+def test_lists_that_are_hidden_are_none(tmp_path: Path) -> None:
+    """macOS lays ._NAME beside each file of an archive, in bytes that are no text."""
+    texts = {
+        "wave_test_split1.txt": "a.avi 1\n",
+        "train.csv": "label,youtube_id,time_start,time_end,split\na,abc,1,2,train\n",
+    }
+    for name, text in texts.items():
+        for place in ("lists", "__MACOSX/lists"):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / f"._{name}").write_bytes(b"\0\x05\x16\x07\xff")
+        (tmp_path / "lists" / name).write_text(text)
+    assert parse_hmdb51(tmp_path).classes == ("wave",)
+    assert parse_kinetics(tmp_path / "lists").classes == ("a",)
+    (tmp_path / "lists" / "fog.npy").touch()
+    (tmp_path / "lists" / "._fog.npy").touch()
+    assert corruption_files(tmp_path / "lists") == ["fog"]
 
 
 # --- videos ---------------------------------------------------------------------------------------
@@ -173,8 +193,8 @@ def test_prepare_and_verify_say_what_they_passed_over(tmp_path: Path) -> None:
     assert sorted(record.path for record in done.manifest.records) == [
         *("A/0.mp4", "A/1.mp4", "B/0.mp4", "B/1.mp4")
     ]
-    over = "2 files passed over, which are no videos by their suffix: 1 .json, 1 .txt"
-    link = "1 links or second names of videos that are there already left out, such as B/loop/"
+    over = "files passed over, which are no videos by their suffix: 2 (1 .json, 1 .txt)"
+    link = "links and second names left out, whose videos are there already: 1 (such as B/loop/)"
     assert f"  {over}\n  {link}\n" in summary(done)
     assert (
         '"passed_over": {\n    ".json": 1,\n    ".txt": 1\n  }'
@@ -182,7 +202,7 @@ def test_prepare_and_verify_say_what_they_passed_over(tmp_path: Path) -> None:
     )
     write(videos / "B" / "new.mp4", "mp4")
     found = verify(output, num_workers=0, progress=False)
-    new = "1 videos are there that it does not list, such as B/new.mp4"
+    new = "videos that it does not list: 1 (such as B/new.mp4)"
     assert found.notes == (over, link, new)
 
 
@@ -233,9 +253,9 @@ def test_trees_of_images_leave_out_what_is_none(tmp_path: Path) -> None:
     assert source.classes == ("a", "b", "empty")
     assert [Path(source.name(k)).name for k in range(len(source))] == ["1.jpg", "x.jfif"]
     notes = (
-        "2 files passed over, which are no images by their suffix: 1 .svg, 1 .txt",
-        "2 links or second names of images that are there already left out, such as b/again.jpg",
-        "1 classes without images: empty",
+        "files passed over, which are no images by their suffix: 2 (1 .svg, 1 .txt)",
+        "links and second names left out, whose images are there already: 2 (such as b/again.jpg)",
+        "classes without images: 1 (empty)",
     )
     assert source.notes == notes
     assert listing_notes(class_subset(source, ["a"])) == notes
