@@ -71,6 +71,7 @@ def build_dataset(config: PretrainDpcConfig) -> ClipDataset:
         train_transform(config.augment),
         backend=config.data.backend,
         on_error="next",
+        damaged=config.data.damaged,
         store=clips.store,
     )
 

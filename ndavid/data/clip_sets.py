@@ -84,7 +84,8 @@ def _check_part(located: LocatedShards, config: VideoDataConfig) -> None:
 
 
 def _summary(records: tuple[ClipRecord, ...], short: ShortClipReport, sampler: ClipSampler) -> str:
+    damaged = sum(bool(record.damaged) for record in records)
     return (
         f"{len(records)} clips to train on, {short.num_short} shorter than {sampler.span} frames "
-        f"({short.policy})"
+        f"({short.policy})" + (f", {damaged} with damaged frames" if damaged else "")
     )

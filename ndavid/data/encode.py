@@ -41,12 +41,16 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """What a finished file holds: frames, frames a second, and height and width in pixels."""
+    """What a finished file holds: frames, frames a second, and height and width in pixels.
+
+    `damaged` counts frames of its source that the decoder flagged: the copy shows them unflagged.
+    """
 
     num_frames: int
     fps: float
     height: int
     width: int
+    damaged: int = 0
 
 
 def write_video(
@@ -105,7 +109,7 @@ def reencode(
         kept = _count_frames(partial, source)
         if kept != info.num_frames:
             raise DataError(source, f"{kept} frames after re-encoding its {info.num_frames}")
-    return EncodedVideo(info.num_frames, float(_rate(fps)), *size)
+    return EncodedVideo(info.num_frames, float(_rate(fps)), *size, damaged=info.damaged)
 
 
 @contextmanager

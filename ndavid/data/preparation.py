@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ndavid.data.annotations import Annotations
 from ndavid.data.clip_matching import Matches, match_files
 from ndavid.data.decode import probe, verify_backend
+from ndavid.data.decoding.truncation import WITHOUT_A_LENGTH
 from ndavid.data.encode import FALLBACK_FPS, EncodeSettings, reencode
 from ndavid.data.file_digests import DigestKind, file_facts, kind_of
 from ndavid.data.journal import Journal
@@ -42,6 +43,10 @@ from ndavid.locks import hold
 
 JOURNAL = "journal.jsonl"
 CLIPS = "clips"
+
+# Goes up with every change in what counts as a good file, or in which frames of it count: what the
+# journal holds of earlier rules is found out anew.
+_RULES = 2
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ def prepare(
 
     Without re-encoding the manifest's root is `videos`; with it, `output`, whose `clips/` holds the
     new files. Running it again does only what is not done: a file counts as done while its size and
-    modification time, and the settings, are the same. Of several files of one clip the first that
-    decodes is taken.
+    modification time, the settings, and what counts as a good file are the same. Of several files
+    of one clip the first that decodes is taken.
 
     Args:
         annotations: what the lists say.
@@ -125,6 +130,7 @@ def prepare(
             *_notes_on_absent(annotations, absent, present_only),
             *annotations.notes,
             *found.notes("videos"),
+            *_notes_on_kinds(done.sound),
         )
         if present_only:
             annotations = annotations.only(present, unlabelled=True)
@@ -315,6 +321,7 @@ def _identity(task: _Task) -> dict[str, Any]:
         "bytes": status.st_size,
         "modified_ns": status.st_mtime_ns,
         "settings": asdict(task.settings),
+        "rules": _RULES,
     }
 
 
@@ -450,9 +457,23 @@ def _records(
                 decord_ok=result.get("decord_ok"),
                 num_bytes=result["bytes"],
                 digest=result["digest"],
+                damaged=result["damaged"],
             )
         )
     return tuple(records)
+
+
+def _notes_on_kinds(tasks: Sequence[_Task]) -> list[str]:
+    """What a person should know of the kinds of files there are."""
+    kinds = Counter(PurePosixPath(task.file).suffix.lower() for task in tasks)
+    found = sorted(kind for kind in kinds if kind in WITHOUT_A_LENGTH)
+    if not found:
+        return []
+    count = sum(kinds[kind] for kind in found)
+    return [
+        f"{count} files of a kind that does not say how long it is ({' '.join(found)}): one that "
+        "was cut off exactly between two packets passes as whole"
+    ]
 
 
 def _check_any_match(annotations: Annotations, matches: Matches, videos: Path) -> None:
@@ -515,6 +536,7 @@ def _facts(task: _Task) -> dict[str, Any]:
             "fps": info.fps or FALLBACK_FPS,
             "width": info.width,
             "height": info.height,
+            "damaged": info.damaged,
         }
     else:
         encode = EncodeSettings(gop=settings.gop, crf=settings.crf)
@@ -524,6 +546,7 @@ def _facts(task: _Task) -> dict[str, Any]:
             "fps": video.fps,
             "width": video.width,
             "height": video.height,
+            "damaged": video.damaged,
             "target_bytes": os.stat(task.target).st_size,
         }
     return {**facts, "fps": round(facts["fps"], 6), **_add_digest(task)}

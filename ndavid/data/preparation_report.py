@@ -107,6 +107,10 @@ def summary(preparation: Preparation) -> str:
     lines += _problem_lines(
         "with several files", "several_files.csv", [str(copies) for copies in preparation.copies]
     )
+    damaged = [
+        f"{r.path}: {r.damaged} of {r.num_frames} frames" for r in manifest.records if r.damaged
+    ]
+    lines += _problem_lines("with damaged frames, but usable", "damaged_files.csv", damaged)
     lines += _problem_lines("listed but missing", "missing_files.csv", preparation.missing)
     lines += _problem_lines("there but not listed", "unlisted_files.csv", preparation.unlisted)
     lines += _problem_lines(
@@ -123,6 +127,8 @@ def write_reports(done: Preparation, settings: Mapping[str, object], output: Pat
         for left in copies.left
     )
     _write_csv(output / "several_files.csv", ("clip", "taken", "left", "reason"), several)
+    damaged = [(r.path, r.damaged, r.num_frames) for r in done.manifest.records if r.damaged]
+    _write_csv(output / "damaged_files.csv", ("path", "damaged_frames", "frames"), damaged)
     _write_csv(output / "missing_files.csv", ("path",), ((path,) for path in done.missing))
     _write_csv(output / "unlisted_files.csv", ("path",), ((path,) for path in done.unlisted))
     sides = ("train", "val", "test")
@@ -138,6 +144,7 @@ def write_reports(done: Preparation, settings: Mapping[str, object], output: Pat
         "classes_without_clips": list(done.absent),
         "folds": done.manifest.num_folds,
         "bad": len(done.bad),
+        "damaged": sum(bool(record.damaged) for record in done.manifest.records),
         "several_files": len(done.copies),
         "missing": len(done.missing),
         "unlisted": len(done.unlisted),

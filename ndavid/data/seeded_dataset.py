@@ -30,7 +30,8 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
     A sample holds its pixels under `pixel_key`, `label`, `index` (of what was read) and `bad`, the
     `(path, reason)` of files that could not be read. With `on_error="next"` the sample that follows
     stands in for one that cannot be read, so that batches keep their size on every rank; with
-    "raise" its DataError is raised. Of samples in shards (`store`), the shard decides which follow.
+    "raise" its DataError is raised. `damaged`, likewise `(path, what)`, is there only if what was
+    read is usable and yet damaged. Of samples in shards (`store`), the shard decides which follow.
     """
 
     pixel_key: ClassVar[str]
@@ -54,6 +55,10 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
     def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
         """Reads one sample; everything random comes from the generator. Raises DataError."""
 
+    def _take_damage(self) -> list[tuple[str, str]]:
+        """(path, what is damaged) of what was read since the last call and used all the same."""
+        return []
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, None)
         with data_errors_leave_workers():
@@ -73,7 +78,9 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
                 bad.append((error.path, error.reason))
             else:
                 label = self._label(current)
-                return {self.pixel_key: pixels, "label": label, "index": current, "bad": bad}
+                sample = {self.pixel_key: pixels, "label": label, "index": current, "bad": bad}
+                damage = self._take_damage()
+                return sample | {"damaged": damage} if damage else sample
         path, reason = bad[0]
         reason = f"none of the {count} {self.unit} can be read; {path}: {reason}"
         raise DataError(self.root, reason)

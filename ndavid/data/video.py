@@ -26,7 +26,9 @@ from ndavid.data.seeded_dataset import OnError, SeededDataset
 from ndavid.data.shard_store import ShardStore
 from ndavid.data.transforms import ClipTransform
 from ndavid.data.worker_errors import data_errors_leave_workers
-from ndavid.errors import ConfigError, DataError
+from ndavid.errors import ConfigError, DataError, DecodeError
+
+Damaged = Literal["report", "bad"]
 
 _PIXEL_KEYS = frozenset({"video", "image", "views"})
 
@@ -44,6 +46,8 @@ class VideoDataConfig:
         backend: "pyav", "decord", "torchcodec" or "frames"; shards are for "pyav".
         frame_stride: every how many-th frame of the video is taken.
         short: what to do with videos shorter than a clip: start over, repeat the end, or drop.
+        damaged: what frames mean that the decoder flags as damaged: told and used, or as bad as a
+            file that cannot be read.
     """
 
     manifest: str = ""
@@ -53,6 +57,7 @@ class VideoDataConfig:
     backend: Literal["pyav", "decord", "torchcodec", "frames"] = "pyav"
     frame_stride: int = 3
     short: Literal["loop", "pad", "drop"] = "loop"
+    damaged: Literal["report", "bad"] = "report"
 
 
 class ViewTransform(Protocol):
@@ -71,6 +76,7 @@ class _RecordedClips:
         root: str | os.PathLike[str],
         sampler: ClipSampler,
         backend: str,
+        damaged: Damaged,
         store: ShardStore | None = None,
     ) -> None:
         if not records:
@@ -79,7 +85,9 @@ class _RecordedClips:
         self.root = Path(root)
         self.sampler = sampler
         self.backend = backend
+        self.damaged = damaged
         self.store = store
+        self._damage: list[tuple[str, str]] = []
         self._changed: dict[int, bool] = {}
 
     @cached_property
@@ -108,18 +116,38 @@ class _RecordedClips:
         record = self.records[index]
         path: str | Path = self.root / record.path
         content, backend, num_frames, verified = None, self.backend, None, None
+        damage = ""
         if self.store is not None:
             path, content = self.store.name(index), self.store.content(index)
             num_frames = record.num_frames
         elif not self._has_changed(index):
             num_frames = record.num_frames
             verified = record.decord_ok if backend == "decord" else None
+            if record.damaged:  # a copy that `prepare` encoded anew shows it unflagged
+                damage = f"{record.damaged} of its {record.num_frames} frames are damaged"
         elif backend == "decord":
             backend = "pyav"  # Whether decord reads the file right was found out of another one.
+        self._judge_damage(path, damage)
         with open_reader(
             path, backend, num_frames=num_frames, verified=verified, content=content
         ) as reader:
-            return reader.read(indices)
+            frames = reader.read(indices)
+            if reader.damaged and not damage:
+                count = len(set(indices.tolist()))
+                self._judge_damage(path, f"{reader.damaged} of {count} frames read are damaged")
+        return frames
+
+    def _judge_damage(self, path: str | Path, damage: str) -> None:
+        """Raises DecodeError, or notes what is damaged for the sample; nothing if nothing is."""
+        if damage and self.damaged == "bad":
+            raise DecodeError(path, self.backend, damage)
+        if damage:
+            self._damage.append((os.fspath(path), damage))
+
+    def _take_damage(self) -> list[tuple[str, str]]:
+        """(path, what is damaged) of what was read since the last call."""
+        found, self._damage = self._damage, []
+        return found
 
     def _has_changed(self, index: int) -> bool:
         """Whether a file is not the one that its row is of; looked up once a process."""
@@ -152,6 +180,8 @@ class ClipDataset(_RecordedClips, SeededDataset):
         backend: who decodes.
         on_error: "raise", or "next": the clip that follows stands in for one that cannot be read,
             so that batches keep their size on every rank; `bad` tells.
+        damaged: "report" damaged frames (a sample's `damaged`, if there are any), or treat the clip
+            as "bad".
         store: the shards that hold the clips, in the order of `records`; None for files below
             `root`.
     """
@@ -168,9 +198,10 @@ class ClipDataset(_RecordedClips, SeededDataset):
         *,
         backend: str = "pyav",
         on_error: OnError = "raise",
+        damaged: Damaged = "report",
         store: ShardStore | None = None,
     ) -> None:
-        super().__init__(records, root, sampler, backend, store)
+        super().__init__(records, root, sampler, backend, damaged, store)
         self.transform = transform
         self.on_error = on_error
 
@@ -206,12 +237,20 @@ class MultiViewClips(ClipDataset):
         same_frames: bool = False,
         backend: str = "pyav",
         on_error: OnError = "raise",
+        damaged: Damaged = "report",
         store: ShardStore | None = None,
     ) -> None:
         if num_views < 1:
             raise ConfigError(f"num_views must be at least 1, got {num_views}")
         super().__init__(
-            records, root, sampler, transform, backend=backend, on_error=on_error, store=store
+            records,
+            root,
+            sampler,
+            transform,
+            backend=backend,
+            on_error=on_error,
+            damaged=damaged,
+            store=store,
         )
         self.num_views = num_views
         self.same_frames = same_frames
@@ -232,7 +271,8 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
     and `same_as` (long, (V,)): the first view of the same frames and crop, often the view itself.
     Videos that are hardly longer than a clip have several of the same, which need be computed once.
     With `on_error="skip"` a video that cannot be read gives a sample without `video`, whose `bad`
-    holds its `(path, reason)`; `collate` leaves it out of the batch.
+    holds its `(path, reason)`; `collate` leaves it out of the batch. `damaged` is as in
+    `ClipDataset`.
     """
 
     def __init__(
@@ -245,8 +285,9 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
         *,
         backend: str = "pyav",
         on_error: Literal["raise", "skip"] = "raise",
+        damaged: Damaged = "report",
     ) -> None:
-        super().__init__(records, root, sampler, backend)
+        super().__init__(records, root, sampler, backend, damaged)
         self.num_views = num_views
         self.eval_transform = eval_transform
         self.on_error = on_error
@@ -260,6 +301,8 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
                 if self.on_error == "raise":
                     raise
                 sample["bad"].append((error.path, error.reason))
+        if damage := self._take_damage():
+            sample["damaged"] = damage
         return sample
 
     def _views(self, index: int) -> tuple[Tensor, Tensor]:
@@ -280,7 +323,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     The pixels keep their name: `video`, `image` or `views`. Samples without any (skipped ones) only
     give their `bad`. Where all say which of their views are the same, so does the batch: `same_as`,
-    long (B, V).
+    long (B, V). `damaged`, one list as `bad`, is there if a sample has it.
     """
     whole = [sample for sample in samples if not _PIXEL_KEYS.isdisjoint(sample)]
     batch: dict[str, Any] = {
@@ -288,6 +331,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "index": torch.tensor([sample["index"] for sample in whole], dtype=torch.long),
         "bad": [entry for sample in samples for entry in sample["bad"]],
     }
+    if damaged := [entry for sample in samples for entry in sample.get("damaged", ())]:
+        batch["damaged"] = damaged
     for key in _PIXEL_KEYS & whole[0].keys() if whole else ():
         batch[key] = torch.stack([sample[key] for sample in whole])
     if whole and all("same_as" in sample for sample in whole):

@@ -124,6 +124,7 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         same_frames=config.same_frames,
         backend=video.backend,
         on_error="next",
+        damaged=video.damaged,
         store=clips.store,
     )
     plain = ClipDataset(
@@ -133,6 +134,7 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         transform,
         backend=video.backend,
         on_error="next",
+        damaged=video.damaged,
         store=clips.store,
     )
     return TrainingViews(

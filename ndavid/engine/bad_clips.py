@@ -1,4 +1,4 @@
-"""The ledger of clips that could not be decoded: named once each, counted, limited."""
+"""The ledgers of clips that could not be decoded, or only with damage: each named once, counted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from ndavid.errors import TrainingError, printable
 
 FILE_NAME = "bad_clips.csv"
+DAMAGED_FILE_NAME = "damaged_clips.csv"
 
 # The name of a sample in a shard: the shard's URL (perhaps with a query, or a command's last
 # words), a slash, and the sample's path.
@@ -22,17 +23,15 @@ def identity(path: str) -> str:
     return f"{found[1]}/{found[2]}" if found else path
 
 
-class BadClips:
-    """Bad clips of a run, the same on every rank.
+class ClipLedger:
+    """Some clips of a run and what is wrong with them, the same on every rank.
 
     Args:
-        num_samples: length of the dataset.
-        max_fraction: the share of it that may be bad.
+        file_name: of the list in the run's folder.
     """
 
-    def __init__(self, num_samples: int, max_fraction: float) -> None:
-        self.num_samples = num_samples
-        self.max_fraction = max_fraction
+    def __init__(self, file_name: str) -> None:
+        self.file_name = file_name
         self.found: dict[str, tuple[str, str, int]] = {}
 
     def __len__(self) -> int:
@@ -47,19 +46,9 @@ class BadClips:
                 new.append((path, reason))
         return new
 
-    def check(self) -> None:
-        """Raises TrainingError when more than the allowed share is bad."""
-        if len(self.found) > self.max_fraction * self.num_samples:
-            path, reason, _ = next(iter(self.found.values()))
-            raise TrainingError(
-                f"{len(self.found)} of {self.num_samples} clips cannot be used, more than "
-                f"max_bad_fraction {self.max_fraction:g} allows; all are in {FILE_NAME}, "
-                f"the first is {path}: {reason}"
-            )
-
     def write(self, run_dir: Path) -> None:
-        """Writes ``bad_clips.csv`` (path, reason, first step); no file when there is none."""
-        file = run_dir / FILE_NAME
+        """Writes the list (path, reason, first step); no file when there is none."""
+        file = run_dir / self.file_name
         if not self.found:
             file.unlink(missing_ok=True)
             return
@@ -79,3 +68,27 @@ class BadClips:
         for path, reason, step in rows:
             # Of one clip under two names, the first: older runs told them apart.
             self.found.setdefault(identity(str(path)), (str(path), str(reason), int(step)))
+
+
+class BadClips(ClipLedger):
+    """Bad clips of a run, in ``bad_clips.csv``.
+
+    Args:
+        num_samples: length of the dataset.
+        max_fraction: the share of it that may be bad.
+    """
+
+    def __init__(self, num_samples: int, max_fraction: float) -> None:
+        super().__init__(FILE_NAME)
+        self.num_samples = num_samples
+        self.max_fraction = max_fraction
+
+    def check(self) -> None:
+        """Raises TrainingError when more than the allowed share is bad."""
+        if len(self.found) > self.max_fraction * self.num_samples:
+            path, reason, _ = next(iter(self.found.values()))
+            raise TrainingError(
+                f"{len(self.found)} of {self.num_samples} clips cannot be used, more than "
+                f"max_bad_fraction {self.max_fraction:g} allows; all are in {self.file_name}, "
+                f"the first is {path}: {reason}"
+            )

@@ -32,8 +32,8 @@ from torch.utils.data import default_collate
 
 from ndavid.collectives import rank, world_size
 from ndavid.engine import checkpoint, environment, run_directory
+from ndavid.engine.bad_clips import DAMAGED_FILE_NAME, BadClips, ClipLedger
 from ndavid.engine.bad_clips import FILE_NAME as BAD_CLIPS_FILE
-from ndavid.engine.bad_clips import BadClips
 from ndavid.engine.distributed import (
     agree,
     from_main,
@@ -188,6 +188,7 @@ class RunResult:
     output: Path
     checkpoint: Path
     bad_clips: int
+    damaged_clips: int = 0
 
 
 T = TypeVar("T")
@@ -353,6 +354,7 @@ class _Loop:
         if run.max_steps is not None:
             self.total_steps = min(self.total_steps, run.max_steps)
         self.bad_clips = BadClips(len(dataset), run.max_bad_fraction)
+        self.damaged_clips = ClipLedger(DAMAGED_FILE_NAME)
         self.data_digest: str | None = getattr(dataset, "digest", None)
 
     def _check_shared_memory(self, dataset: KeyedDataset, collate: Collate | None) -> None:
@@ -417,6 +419,7 @@ class _Loop:
             if self.accelerator.scaler is not None and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.bad_clips.restore(state["bad_clips"])
+            self.damaged_clips.restore(state.get("damaged_clips", []))
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{path}: does not fit this method: {reason}") from error
@@ -503,13 +506,14 @@ class _Loop:
             except Exception as error:
                 problem = error
         bad = [clip for batch in group for clip in batch.pop("bad", ())]
+        damaged = [clip for batch in group for clip in batch.pop("damaged", ())]
         waited = len(group) < self.batches_per_step and problem is None
-        failed, some_bad, stopped = agree(problem is not None, len(bad), waited)
+        failed, to_note, stopped = agree(problem is not None, len(bad) + len(damaged), waited)
         with self._flushed_before_leaving():
             if failed:
                 raise_first(problem)
-            if some_bad:
-                self._together(lambda: self._count_bad_clips(step, bad))
+            if to_note:
+                self._together(lambda: self._count_bad_clips(step, bad, damaged))
                 self.bad_clips.check()
         return None if stopped else group
 
@@ -602,13 +606,18 @@ class _Loop:
         with self._flushed_before_leaving():
             self.finite.check(self.last_good)
 
-    def _count_bad_clips(self, step: int, bad: list[tuple[str, str]]) -> None:
-        """Puts the bad clips of all ranks into the ledger."""
-        clips = [clip for share in gather_objects(bad) for clip in share]
-        for path, reason in self.bad_clips.add(clips, step):
+    def _count_bad_clips(
+        self, step: int, bad: list[tuple[str, str]], damaged: list[tuple[str, str]]
+    ) -> None:
+        """Puts the bad and the damaged clips of all ranks into their ledgers."""
+        shares = gather_objects((bad, damaged))
+        for path, reason in self.bad_clips.add([c for share in shares for c in share[0]], step):
             self.tracker.say(printable(f"skipped a bad clip: {path}: {reason}"))
+        for path, reason in self.damaged_clips.add([c for share in shares for c in share[1]], step):
+            self.tracker.say(printable(f"read a damaged clip: {path}: {reason}"))
         if self.is_main:
             self.bad_clips.write(self.output)
+            self.damaged_clips.write(self.output)
 
     # Records
 
@@ -731,6 +740,7 @@ class _Loop:
             "optimizer": _state_of_players(self.optimizers),
             "scaler": None if scaler is None else scaler.state_dict(),
             "bad_clips": self.bad_clips.state(),
+            "damaged_clips": self.damaged_clips.state(),
             "total_steps": self.total_steps,
             "ema_start": self.ema_start,
             "data_digest": self.data_digest,
@@ -758,12 +768,19 @@ class _Loop:
                 f"{len(self.bad_clips)} of {self.sampler.num_samples} clips could not be used; "
                 f"see {self.output / BAD_CLIPS_FILE}"
             )
+        if self.damaged_clips.found:
+            self.tracker.say(
+                f"{len(self.damaged_clips)} of {self.sampler.num_samples} clips showed damaged "
+                f"frames and were used (data.damaged: report); see "
+                f"{self.output / DAMAGED_FILE_NAME}"
+            )
         return RunResult(
             steps=step,
             last_metrics=from_main(self.tracker.last),
             output=self.output,
             checkpoint=self.saved,
             bad_clips=len(self.bad_clips),
+            damaged_clips=len(self.damaged_clips),
         )
 
     def how_to_go_on(self) -> str:

@@ -58,12 +58,14 @@ class PerItem:
         labels: (M,) class indices.
         indices: (M,) positions in the dataset, increasing.
         bad: Path and reason of each unreadable item that was left out.
+        damaged: Path of each item that is damaged and used all the same, and what is damaged.
     """
 
     values: Tensor
     labels: Tensor
     indices: Tensor
     bad: tuple[BadItem, ...] = ()
+    damaged: tuple[BadItem, ...] = ()
 
 
 def per_item(
@@ -160,6 +162,7 @@ def _score(
     labels: list[Tensor] = []
     indices: list[Tensor] = []
     bad: list[BadItem] = []
+    damaged: list[BadItem] = []
     with (
         torch.inference_mode(),
         Progress(total, description, unit="item", silent=rank() != 0) as progress,
@@ -169,6 +172,7 @@ def _score(
                 path, reason = batch["bad"][0]
                 raise DataError(path, f"cannot be evaluated: {reason}")
             bad += batch["bad"]
+            damaged += batch.get("damaged", ())
             if not len(batch["index"]):
                 progress.advance(len(batch["bad"]))
                 continue
@@ -184,7 +188,9 @@ def _score(
             progress.advance(len(batch["index"]) + len(batch["bad"]))
     if not values:
         return PerItem(torch.empty(0), torch.empty(0), torch.empty(0), tuple(bad))
-    return PerItem(torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad))
+    return PerItem(
+        torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad), tuple(damaged)
+    )
 
 
 def _distinct(views: Tensor, same_as: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -203,6 +209,7 @@ def _distinct(views: Tensor, same_as: Tensor | None) -> tuple[Tensor, Tensor]:
 def _merge(shares: Sequence[PerItem], dataset: TestDataset, description: str) -> PerItem:
     """All ranks' rows in the order of the dataset, after checking that each item is there once."""
     bad = tuple(sorted(entry for share in shares for entry in share.bad))
+    damaged = tuple(sorted(entry for share in shares for entry in share.damaged))
     some = [share for share in shares if len(share.indices)]
     if not some:
         raise DataError(bad[0][0], f"nothing could be evaluated; the first: {bad[0][1]}")
@@ -218,7 +225,7 @@ def _merge(shares: Sequence[PerItem], dataset: TestDataset, description: str) ->
             f"{len(values)} items; its weights are broken: take an earlier checkpoint"
         )
     order = indices.argsort()
-    return PerItem(values[order], labels[order], indices[order], bad)
+    return PerItem(values[order], labels[order], indices[order], bad, damaged)
 
 
 def classify(
@@ -262,7 +269,7 @@ def classify(
         )
     finally:
         method.train(training)
-    return PerItem(scored.values.mean(1), scored.labels, scored.indices, scored.bad)
+    return dataclasses.replace(scored, values=scored.values.mean(1))
 
 
 def accuracies(predictions: PerItem) -> dict[str, Metric]:

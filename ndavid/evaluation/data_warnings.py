@@ -80,6 +80,25 @@ def shared_videos(
     return warnings
 
 
+def used_though_damaged(
+    found: Sequence[tuple[str, str]], records: Sequence[ClipRecord], side: str
+) -> list[str]:
+    """Returns how many videos of one side were used though some of their frames are damaged.
+
+    Args:
+        found: Path of each and what is damaged, as reading them told.
+        records: The videos of that side.
+        side: Which.
+    """
+    if not found:
+        return []
+    path, what = found[0]
+    return [
+        f"{len(found)} of {len(records)} {side} videos had damaged frames and were used "
+        f"(views.damaged: report), the first: {path}: {what}."
+    ]
+
+
 def damaged(records: Sequence[ClipRecord], side: str) -> list[str]:
     """Returns how many videos had damaged frames when they were prepared."""
     count = sum(bool(record.damaged) for record in records)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,12 +52,14 @@ class Features:
         names: M names, as given: of videos their paths relative to the manifest's root, of images
             their positions.
         bad: Path and reason of each unreadable item that was left out.
+        damaged: Path of each item that is damaged and used all the same, and what is damaged.
     """
 
     values: Tensor
     labels: Tensor
     names: tuple[str, ...]
     bad: tuple[BadItem, ...] = ()
+    damaged: tuple[BadItem, ...] = ()
 
     def pooled(self) -> Tensor:
         """Returns one vector an item, the mean over its views: (M, D)."""
@@ -67,7 +69,7 @@ class Features:
         """Returns the items where ``keep``, bool (M,), is true."""
         rows: Sequence[int] = keep.nonzero().flatten().tolist()
         names = tuple(self.names[row] for row in rows)
-        return Features(self.values[keep], self.labels[keep], names, self.bad)
+        return replace(self, values=self.values[keep], labels=self.labels[keep], names=names)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Extraction:
                 save_per_item(path, found)
         assert found is not None
         chosen = tuple(names[i] for i in found.indices.tolist())
-        return Features(found.values, found.labels, chosen, found.bad)
+        return Features(found.values, found.labels, chosen, found.bad, found.damaged)
 
     def _compute(self, dataset: TestDataset, words: str) -> PerItem:
         normalize = Normalize().to(self.device)
@@ -148,7 +150,10 @@ def video_digest(
     Files are told apart by the manifest's digests; those ``changed`` since by what they are now.
     """
     digest = hashlib.sha256()
-    digest.update(json.dumps({name: getattr(views, name) for name in _VIEW_FIELDS}).encode())
+    looks = {name: getattr(views, name) for name in _VIEW_FIELDS}
+    if views.damaged == "bad":  # the default stays what it was, so that older features stay valid
+        looks["damaged"] = views.damaged
+    digest.update(json.dumps(looks).encode())
     for record in records:
         path = manifest.root / record.path
         size = path.stat().st_size if path.is_file() else -1
@@ -178,7 +183,8 @@ def save_per_item(path: Path, found: PerItem) -> None:
         "labels": found.labels,
         "indices": found.indices,
     }
-    save_file(tensors, partial, metadata={"bad": json.dumps(found.bad)})
+    told = {"bad": json.dumps(found.bad), "damaged": json.dumps(found.damaged)}
+    save_file(tensors, partial, metadata=told)
     partial.replace(path)
 
 
@@ -188,9 +194,13 @@ def load_per_item(path: Path) -> PerItem | None:
         return None
     try:
         with safe_open(path, framework="pt") as stored:
-            bad = tuple((where, why) for where, why in json.loads(stored.metadata()["bad"]))
+            told = {"damaged": "[]", **stored.metadata()}
+            bad, damaged = (
+                tuple((where, why) for where, why in json.loads(told[name]))
+                for name in ("bad", "damaged")
+            )
             values, labels, indices = map(stored.get_tensor, ("values", "labels", "indices"))
-            return PerItem(values, labels, indices, bad)
+            return PerItem(values, labels, indices, bad, damaged)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         # Half a file from a full disk, say: computing again costs time, never a wrong number.
         return None

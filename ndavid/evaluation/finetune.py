@@ -31,7 +31,13 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, classify, pool_confusions
-from ndavid.evaluation.data_warnings import absent_classes, damaged, dropped, shared_videos
+from ndavid.evaluation.data_warnings import (
+    absent_classes,
+    damaged,
+    dropped,
+    shared_videos,
+    used_though_damaged,
+)
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.paper_compat import NOTES, Subset, draw_subset, long_enough
 from ndavid.evaluation.prepared_files import PreparedFiles
@@ -232,6 +238,7 @@ class _Fold:
             protocol.notes += [*NOTES, self.subset.describe() + "."]
             protocol.warn(self.subset.describe() + ".")
         self._warn(protocol, test, report)
+        protocol.warn(*used_though_damaged(predictions.damaged, test, "test"))
         return predictions, [record.path for record in scored], protocol
 
     def _warn(
@@ -244,7 +251,7 @@ class _Fold:
             protocol.warn(*dropped(report, len(test), "test"))
         trained = torch.tensor([record.label for record in self.train])
         protocol.warn(*absent_classes(manifest.classes, trained, "training", "videos"))
-        protocol.warn(*damaged(train, "training"), *damaged(test, "test"))
+        protocol.warn(*damaged(train, "training"))
         protocol.warn(*shared_videos(train, test, manifest))
         self.files.tell(protocol)
 
@@ -258,6 +265,7 @@ class _Fold:
             train_transform(self.config.augment),
             backend=self.config.views.backend,
             on_error=on_error,
+            damaged=self.config.views.damaged,
         )
 
     def _classify(

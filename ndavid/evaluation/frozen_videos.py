@@ -15,10 +15,10 @@ from ndavid.evaluation.broken_clips import BrokenCopies, BrokenViews
 from ndavid.evaluation.classify import TestDataset
 from ndavid.evaluation.data_warnings import (
     absent_classes,
-    damaged,
     dropped,
     shared_videos,
     unreadable,
+    used_though_damaged,
 )
 from ndavid.evaluation.features import Extraction, video_digest
 from ndavid.evaluation.frozen import Frozen
@@ -124,7 +124,7 @@ def load_fold(
     ):
         looked_at.warn(*dropped(report, len(part), side), *unreadable(found.bad, side, "videos"))
         looked_at.warn(*absent_classes(manifest.classes, found.labels, side, "videos"))
-        looked_at.warn(*damaged(part, side))
+        looked_at.warn(*used_though_damaged(found.damaged, part, side))
     looked_at.warn(*shared_videos(chosen[0], chosen[1], manifest))
     files.tell(looked_at)
     return FrozenFold(

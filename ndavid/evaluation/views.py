@@ -45,6 +45,8 @@ class ViewsConfig:
     on_changed: OnChanged = "raise"
     """a video whose file is not the one that was prepared (by size and digest): an error, or read
     as it is and told in a warning"""
+    damaged: Literal["report", "bad"] = "report"
+    """videos with frames that the decoder flags as damaged: used and counted, or as on_bad says"""
     views_per_batch: int = 32
     """views a forward pass at test time"""
     num_workers: int = 2
@@ -139,6 +141,7 @@ def views_dataset(
         eval_transform(config.size, crops or config.crops),
         backend=config.backend,
         on_error="skip",
+        damaged=config.damaged,
     )
     return dataset, report
 

@@ -512,6 +512,23 @@ def test_bad_clips_survive_a_resume(toy: ModuleType, toy_config: Make, tmp_path:
     assert timeless(result.output) == timeless(reference.output)
 
 
+def test_damaged_clips_are_used_named_once_and_counted(
+    toy: ModuleType, toy_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = toy_config(damaged=[3, 5])
+    whole.run.output = str(tmp_path / "whole")
+    reference, _ = toy.train(whole)
+    said = capfd.readouterr().err
+    assert said.count("read a damaged clip: clip_3.mp4: 2 of its 9 frames are damaged") == 1
+    assert "2 of 43 clips showed damaged frames and were used" in said.splitlines()[-1]
+    assert (reference.damaged_clips, reference.bad_clips) == (2, 0)
+    # They survive a resume.
+    toy.train(toy_config(damaged=[3, 5], run={"max_steps": 14}))
+    result, _ = toy.train(toy_config(damaged=[3, 5]))
+    lists = [(r.output / "damaged_clips.csv").read_text() for r in (result, reference)]
+    assert lists[0] == lists[1] and "clip_5.mp4" in lists[0]
+
+
 def test_too_many_bad_clips_stop_the_run(toy: ModuleType, toy_config: Make) -> None:
     config = toy_config(bad=[3, 5], run={"max_bad_fraction": 0.03})
     with pytest.raises(TrainingError, match=r"2 of 43 clips cannot be used.*clip_\d\.mp4"):

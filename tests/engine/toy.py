@@ -47,6 +47,7 @@ class ToyConfig:
     """0-based step at which the loss is NaN"""
     nan_rank: int = 0
     bad: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
     """clips that cannot be decoded"""
     broken: list[int] = field(default_factory=list)
     """clips that raise"""
@@ -119,14 +120,19 @@ class ToyDataset:
         noise = torch.Generator().manual_seed(index if self.config.plain else seed)
         video = torch.randint(0, 100, (3, 4, 8, 8), generator=noise) + 40 * label
         bad = [(f"clip_{index}.mp4", "zero bytes")] if index in self.config.bad else []
-        return {"video": video.to(torch.uint8), "label": label, "index": index, "bad": bad}
+        sample = {"video": video.to(torch.uint8), "label": label, "index": index, "bad": bad}
+        if index in self.config.damaged:
+            sample["damaged"] = [(f"clip_{index}.mp4", "2 of its 9 frames are damaged")]
+        return sample
 
 
 def collate(samples: list[dict[str, object]]) -> dict[str, object]:
     batch: dict[str, object] = torch.utils.data.default_collate(
-        [{k: v for k, v in sample.items() if k != "bad"} for sample in samples]
+        [{k: v for k, v in s.items() if k not in ("bad", "damaged")} for s in samples]
     )
     batch["bad"] = [bad for sample in samples for bad in sample["bad"]]  # type: ignore[attr-defined]
+    if damaged := [clip for sample in samples for clip in sample.get("damaged", ())]:
+        batch["damaged"] = damaged
     return batch
 
 

@@ -33,6 +33,13 @@ class FrameReader(Protocol):
     def size(self) -> tuple[int, int]:
         """(height, width) of the frames that `read` gives, turned as players show them."""
 
+    @property
+    def damaged(self) -> int:
+        """Frames given so far that the decoder flagged, or that build on one flagged before them.
+
+        0 from backends whose library does not tell.
+        """
+
     def __len__(self) -> int:
         """The number of frames that decode, counted by decoding where the header cannot be trusted.
 
@@ -69,6 +76,7 @@ class VideoInfo:
         codec, pixel_format: FFmpeg's names ("h264", "yuv420p").
         num_video_streams: the first one is read; cover pictures don't count.
         mirrored: whether left and right changed places before that rotation.
+        damaged: frames that the decoder flagged: it made up what it could not decode.
     """
 
     num_frames: int
@@ -81,6 +89,7 @@ class VideoInfo:
     pixel_format: str
     num_video_streams: int
     mirrored: bool = False
+    damaged: int = 0
 
 
 @contextlib.contextmanager

@@ -66,6 +66,10 @@ class BatchReader(abc.ABC):
         """Lets go of the file."""
 
     @property
+    def damaged(self) -> int:
+        return 0
+
+    @property
     def size(self) -> tuple[int, int]:
         return self._size
 

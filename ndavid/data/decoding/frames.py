@@ -29,6 +29,7 @@ class FrameFolderReader:
     """
 
     backend = BACKEND
+    damaged = 0
 
     def __init__(self, path: str | os.PathLike[str], fps: float = 0.0) -> None:
         self.path = os.fspath(path)

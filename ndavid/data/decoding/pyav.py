@@ -85,6 +85,7 @@ class PyAvReader:
         self._seeks: SeekPlan | None = None
         self._may_seek = num_frames is not None
         self._converter = VideoReformatter()
+        self._damaged: set[int] = set()
         self._container, self._stream = _open(self.path, self._video())
         self._start_over()
         first = self._current
@@ -106,6 +107,10 @@ class PyAvReader:
     def size(self) -> tuple[int, int]:
         return self._size
 
+    @property
+    def damaged(self) -> int:
+        return len(self._damaged)
+
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         wanted = checked_indices(indices)
         places: dict[int, list[int]] = {}
@@ -115,6 +120,8 @@ class PyAvReader:
         clip = np.empty((len(wanted), *self._size, 3), dtype=np.uint8)
         for index in sorted(places):
             self._advance_to(index)
+            if self._suspect:
+                self._damaged.add(index)
             first, *others = places[index]
             clip[first] = self._current_picture()
             for other in others:
@@ -144,7 +151,7 @@ class PyAvReader:
             self._container, self._stream = _open(self.path, self._video())
         with self._decode_errors("cannot be decoded"):
             self._frames = self._container.decode(self._stream)
-        self._position = -1
+        self._position, self._suspect = -1, False
         self._step()
 
     def _step(self) -> None:
@@ -159,7 +166,13 @@ class PyAvReader:
         if frame is None:
             reason = f"ends after {following} frames" if following else "no frame decodes"
             raise DecodeError(self.path, BACKEND, reason)
-        self._current, self._position = frame, following
+        self._make_current(frame, following)
+
+    def _make_current(self, frame: VideoFrame, index: int) -> None:
+        """Notes a frame's place, and whether it or one it may build on was flagged as damaged."""
+        kept = self._suspect and not frame.key_frame
+        self._suspect = kept or frame.is_corrupt
+        self._current, self._position = frame, index
 
     def _advance_to(self, index: int) -> None:
         """Makes frame `index` the current one."""
@@ -190,7 +203,7 @@ class PyAvReader:
         except Exception:  # whatever it is: decoding from the start will tell, or do without
             frame = None
         if frame is not None and frame.pts == target.pts:
-            self._current, self._position = frame, target.index
+            self._make_current(frame, target.index)
         else:
             # The container did not land where its index says: trust nothing but the start.
             self._may_seek = False
@@ -231,12 +244,12 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             raise DecodeError(source, BACKEND, "no frame decodes")
         orientation = _orientation(first)
         size = orientation.size(first.height, first.width)
-        count = 1
+        count, damaged = 1, int(first.is_corrupt)
         while (frame := _next_frame(source, frames, count)) is not None:
             shown = orientation.size(frame.height, frame.width)
             if shown != size:
                 raise _other_size(source, size, shown, count)
-            count += 1
+            count, damaged = count + 1, damaged + frame.is_corrupt
         if lack := what_is_missing(source, stream.index, stream.frames, count):
             raise DecodeError(source, BACKEND, lack)
         codec = stream.codec_context.codec
@@ -251,6 +264,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             pixel_format=first.format.name,
             num_video_streams=len(_video_streams(container)),
             mirrored=orientation.mirrored,
+            damaged=damaged,
         )
 
 

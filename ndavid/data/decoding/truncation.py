@@ -18,6 +18,8 @@ import av
 
 from ndavid.data.decoding.containers import avi_chunks, missing_bytes
 
+WITHOUT_A_LENGTH = frozenset({".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob"})
+
 
 def what_is_missing(path: str | os.PathLike[str], stream: int, promised: int, decoded: int) -> str:
     """Why a video that decoded to its end is no whole one; empty if it is, as far as one can tell.
