@@ -20,7 +20,7 @@ def test_the_library_block_runs_and_trains_the_encoder() -> None:
     (block,) = [text for text in blocks("python") if "info_nce" in text]
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
-    assert names["broken"].shape == names["clips"].shape  # type: ignore[attr-defined]
+    assert names["broken"].pixels.shape == names["clips"].shape  # type: ignore[attr-defined]
     gradient = names["encoder"].stem[0].weight.grad  # type: ignore[attr-defined]
     assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
