@@ -63,4 +63,4 @@ def test_a_class_without_images_is_named_escaped(tmp_path: Path):
     pictures(tmp_path, "a/1.png")
     (tmp_path / "b\x1b[2J").mkdir()
     (note,) = open_tree(tmp_path, "").notes
-    assert note == r"1 classes without images: b\x1b[2J"
+    assert note == r"classes without images: 1 (b\x1b[2J)"
