@@ -15,6 +15,9 @@ from ndavid.data.decode import open_reader, probe, verify_backend
 from ndavid.data.decoding.containers import avi_chunks, missing_bytes
 from ndavid.data.decoding.seeking import plan_seeks
 from ndavid.data.encode import reencode
+from ndavid.data.folder_annotations import parse_folder
+from ndavid.data.preparation import prepare
+from ndavid.data.preparation_report import summary
 from ndavid.errors import DecodeError
 
 NUM_FRAMES = 90
@@ -225,3 +228,16 @@ def test_the_trimmed_case(shared_data) -> None:
     if not path.exists():
         pytest.skip("no shared/cases beside the checkout")
     assert (probe(path).num_frames, probe(path).header_frames) == (62, 182)
+
+
+def test_prepare_says_of_which_files_nothing_tells_the_length(tmp_path, write_clip) -> None:
+    write_clip(tmp_path / "set" / "train" / "a" / "1.ts", num_frames=8)
+    write_clip(tmp_path / "set" / "train" / "a" / "2.mp4", num_frames=8)
+    done = prepare(
+        parse_folder(tmp_path / "set"),
+        tmp_path / "set",
+        tmp_path / "out",
+        num_workers=0,
+        progress=False,
+    )
+    assert "1 files of a kind that does not say how long it is (.ts)" in summary(done)
