@@ -21,10 +21,10 @@ from ndavid.data.video import collate
 from ndavid.engine.loader import KeyedDataset, to_device
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.runner import Pause
+from ndavid.evaluation.pairs_figure import draw_pairs
 from ndavid.evaluation.provenance import GALLERY_FILE
 from ndavid.evaluation.report import REPORT_FILE, CurveGroup, Picture, Report, write_report
 from ndavid.methods.broken_samples import BrokenSamples
-from ndavid.nda.pairs import draw_pairs
 
 _CLIPS, _IMAGES = 4, 8
 # Of a run's time, the page may take so much.

@@ -18,6 +18,7 @@ from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import generator, seeded
 from ndavid.engine.runner import RunConfig, fit
+from ndavid.evaluation.pairs_figure import draw_pairs
 from ndavid.evaluation.run_page import RunPage, draw_negatives
 from ndavid.methods.broken_samples import BrokenSamples
 from ndavid.methods.dpc import DpcMethod
@@ -28,7 +29,6 @@ from ndavid.methods.nda_config import MocoNdaConfig, NdaConfig
 from ndavid.models.dpc import DpcConfig
 from ndavid.models.gan import GanConfig
 from ndavid.models.moco import MocoConfig
-from ndavid.nda.pairs import draw_pairs
 
 RUN = RunConfig(
     output="set below", batch_size=4, max_steps=4, save_every_steps=2, num_workers=0, log_every=1,
@@ -190,7 +190,9 @@ def test_the_shown_operation_is_that_of_the_run() -> None:
 
 def test_frames_carry_the_numbers_of_those_that_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     badges: list[str] = []
-    monkeypatch.setattr("ndavid.nda.pairs._badge", lambda pen, text, x, y: badges.append(text))
+    monkeypatch.setattr(
+        "ndavid.evaluation.pairs_figure._badge", lambda pen, text, x, y: badges.append(text)
+    )
     clip = torch.randint(256, (1, 3, 4, 8, 8), generator=generator(0, "clip")).to(torch.uint8)
     broken = clip.flip(2)
     broken[:, :, 3, 0, 0] ^= 255
