@@ -1,8 +1,8 @@
 """Write a dataset into WebDataset tar shards, which `data.shards` trains from.
 
-    shard.py clips --manifest data/ucf101_128 --split train --fold 1 --output shards/ucf101_1
-    shard.py images packed --root imagenet100.npz --split train --output shards/imagenet100
-    shard.py check shards/ucf101_1
+    shard.py clips --manifest data/ucf101_128 --split train --fold 1 --output data/shards/ucf101_1
+    shard.py images packed --root imagenet100.npz --split train --output data/shards/imagenet100
+    shard.py check data/shards/ucf101_1
 
 Clips are taken byte for byte, and so are JPEG files; what cannot be read is left out, counted, and
 listed in bad_files.csv. Samples are mixed by `--seed`. Beside the shards comes index.json: training

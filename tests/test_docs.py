@@ -83,6 +83,25 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Pa
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def root_stays_as_it_is() -> Iterator[None]:
+    """Nothing that this module does leaves files in the checkout."""
+    before = status_of_root()
+    yield
+    assert status_of_root() - before == set()
+
+
+def status_of_root() -> set[str]:
+    """What git sees beside the commit: changed files, and new ones that it does not ignore."""
+    status = ["git", "status", "--porcelain", "--untracked-files=all"]
+    return set(subprocess.run(status, cwd=ROOT, capture_output=True, text=True).stdout.splitlines())
+
+
+def is_ignored(name: str) -> bool:
+    """Whether git ignores a path below the root, be it there or not."""
+    return not subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode
+
+
 @pytest.fixture
 def at_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same as the working directory; what scripts set is set back."""
@@ -165,7 +184,7 @@ def test_your_own_videos_from_files_to_numbers(prepared: Path, tmp_path: Path) -
         result = load_result(prepared / "runs" / name / "result.json")
         assert result.protocol.num_videos == 4 and result.checkpoint
     assert not load_result(prepared / "runs" / "mine-scratch" / "result.json").checkpoint
-    assert (prepared / "exported" / "mine" / "encoder.pt2").exists()
+    assert (prepared / "runs" / "mine-exported" / "encoder.pt2").exists()
 
 
 def test_shards_are_written_checked_and_trained_from(prepared: Path, tmp_path: Path) -> None:
@@ -183,7 +202,7 @@ def test_the_readme_from_videos_to_numbers(prepared: Path, tmp_path: Path) -> No
     shutil.rmtree(prepared / "runs" / "ucf101-stitch", ignore_errors=True)
     done = follow("README.md", prepared, tmp_path, run=True)
     assert set(done) >= {name for name in SMALL if name.startswith(("datasets/p", "eval"))}
-    result = load_result(prepared / "runs" / "ucf101_linear" / "result.json")
+    result = load_result(prepared / "runs" / "ucf101-stitch-linear" / "result.json")
     assert result.checkpoint and result.protocol.num_videos > 0
 
 
@@ -212,6 +231,16 @@ def test_commands_are_what_bash_makes_of_them(tmp_path: Path) -> None:
     block = doc_pages.Block("bash", text, "", 1)
     expected = [["python", "eval/x.py", f"{n} c", "--k", "1", "2"] for n in "ab"]
     assert doc_pages.commands(block, tmp_path) == expected
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_commands_write_lies_where_git_does_not_look(page: str) -> None:
+    """Shown in blocks or in the text: given as they are, they leave nothing in the root."""
+    text = (ROOT / page).read_text()
+    written = set(re.findall(r"--(?:run\.)?output[= ]+[\"']?([\w./{}$-]+)", text))
+    # DIR, OUT and FILE.npz are for the reader to fill in; a shell's variable has a path in front.
+    named = {path for path in written if not re.match(r"[A-Z]{3,}|\$", path)}
+    assert [path for path in sorted(named) if not is_ignored(path)] == []
 
 
 def test_the_keys_that_pages_name_exist() -> None:
@@ -245,7 +274,7 @@ def follow(page: str, place: Path, folder: Path, *, run: bool) -> list[str]:
             continue
         names |= stand_ins(page, number, place)
         code = compile("\n" * block.line + block.text, page, "exec", dont_inherit=True)
-        with registered_ops():
+        with registered_ops(), nothing_left_in(place):
             exec(code, names)
     return done
 
@@ -253,9 +282,19 @@ def follow(page: str, place: Path, folder: Path, *, run: bool) -> list[str]:
 def take_all(block: doc_pages.Block, page: str, folder: Path, *, run: bool) -> list[str]:
     """Takes the commands of a block in turn; returns the names of those that ran."""
     done = []
-    for words in doc_pages.commands(block, folder):
-        done += take(words, f"{page}, line {block.line}: {' '.join(words)}", run=run)
+    with nothing_left_in(Path.cwd()):
+        for words in doc_pages.commands(block, folder):
+            done += take(words, f"{page}, line {block.line}: {' '.join(words)}", run=run)
     return done
+
+
+@contextlib.contextmanager
+def nothing_left_in(folder: Path) -> Iterator[None]:
+    """In what stands for the root nothing new lies afterwards but what git ignores there."""
+    before = set(os.listdir(folder))
+    yield
+    new = {name for name in set(os.listdir(folder)) - before if not is_ignored(f"{name}/x")}
+    assert not new, f"left in the root: {new}"
 
 
 def take(words: list[str], where: str, *, run: bool) -> list[str]:
