@@ -51,7 +51,7 @@ class PretrainDpcConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     nda: NdaConfig = field(default_factory=NdaConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output="runs/dpc"))
 
 
 def build_dataset(config: PretrainDpcConfig) -> ClipDataset:

@@ -50,7 +50,7 @@ class PretrainMocoConfig:
     nda: MocoNdaConfig = field(default_factory=MocoNdaConfig)
     monitor: KnnMonitorConfig = field(default_factory=KnnMonitorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output="runs/moco"))
 
 
 def build_monitor(config: PretrainMocoConfig, data: TrainingViews) -> KnnMonitor:

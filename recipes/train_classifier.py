@@ -54,7 +54,7 @@ class TrainClassifierConfig:
     label_smoothing: float = 0.0
     """of the cross entropy"""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output="runs/classifier"))
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1 or self.measure_every < 1:

@@ -47,7 +47,7 @@ class TrainGanConfig:
     nda: GanNdaConfig = field(default_factory=GanNdaConfig)
     sheets: SheetsConfig = field(default_factory=SheetsConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(output="runs/gan"))
 
 
 def open_data(config: TrainGanConfig) -> ImageDataset:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ndavid.engine import checkpoint
+from ndavid.engine.folder_kind import foreign_files, kind_of, of_another_kind, refusal
 from ndavid.errors import CheckpointError, ConfigError
 
 CONFIG_FILE = "config.yaml"
@@ -38,6 +39,44 @@ PLACES = (
     *("data.images.root", "data.video.manifest", "data.root"),
     *("data.shards", "data.images.shards", "data.video.shards"),
 )
+
+
+# What a run writes; a file of one of these names in a folder without a run is somebody else's.
+OWN_FILES = (
+    *("environment.json", "metrics.jsonl", "report.html", "negatives.png", "bad_clips.csv"),
+    "result.json",
+)
+
+
+def check_folder(output: Path, config_yaml: str) -> None:
+    """Refuses a folder that holds something else than a run of this kind, or nothing of ours.
+
+    Raises:
+        ConfigError: one line that names what is there.
+    """
+    way_out = "choose another run.output"
+    why = refusal(output, "a training run", way_out)
+    file = output / CONFIG_FILE
+    if not why and kind_of(output) != "a training run":
+        # A run that ended before its first checkpoint has a config of our kind.
+        names = OWN_FILES if not file.exists() else ()
+        why = foreign_files(output, names, way_out)
+    if not why and file.exists() and config_yaml:
+        try:
+            before = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return  # damaged: `check_same_config` says so, where there is something to go on from
+        now = flatten(yaml.safe_load(config_yaml))
+        if before and not before.keys() & now.keys():
+            why = foreign_files(output, (CONFIG_FILE,), way_out)
+        elif gone := of_another_kind(before, now):
+            why = _other_run(output, gone, way_out)
+    if why:
+        raise ConfigError(why)
+
+
+def _other_run(place: Path, gone: list[str], way_out: str) -> str:
+    return f"{place} holds another kind of run (its config has {', '.join(gone)}, ...): {way_out}"
 
 
 def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path | None:
@@ -91,6 +130,8 @@ def check_same_config(
         flatten(yaml.safe_load(text))
         for text in (file.read_text(encoding="utf-8-sig"), config_yaml, defaults_yaml)
     )
+    if gone := of_another_kind(before, now):
+        raise ConfigError(_other_run(file.parent, gone, "resume from a run of this kind"))
     since = {key: defaults[key] for key in now.keys() & defaults.keys() - before.keys()}
     before |= since
     different = [

@@ -389,6 +389,7 @@ class _Loop:
     def _find_start(self) -> Path | NdavidError | None:
         """On rank 0: where to go on from; an error is returned, for all ranks to raise."""
         try:
+            run_directory.check_folder(self.output, self.config_yaml)
             self.output.mkdir(parents=True, exist_ok=True)
             # One process holds the folder for all ranks.
             self.closing.enter_context(hold(self.output, way_out="choose another run.output"))

@@ -77,8 +77,9 @@ _ALL = "all"
 class AnomalyConfig:
     """Whose discriminator is asked, and about which images."""
 
-    output: str = "runs/anomaly"
-    """folder for result.json, report.html and the scores"""
+    output: str = ""
+    """folder for result.json, report.html and the scores; empty:
+    runs/, the checkpoint\'s name and -anomaly (evaluation/output_folder.py)"""
     checkpoint: str = ""
     """a GAN's run or one of its checkpoints; of the discriminator there is no average"""
     data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(split="test"))

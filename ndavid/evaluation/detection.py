@@ -66,8 +66,9 @@ RUN_FOLDER = "training"
 class DetectionConfig:
     """Detection transfer of one pretrained encoder to one detection set."""
 
-    output: str = "runs/detection"
-    """folder for result.json, report.html and the training run"""
+    output: str = ""
+    """folder for result.json, report.html and the training run; empty:
+    runs/, the checkpoint\'s name and -detection (evaluation/output_folder.py)"""
     checkpoint: str = ""
     """run, checkpoint, saved model or file of the original MoCo; empty: see model"""
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)

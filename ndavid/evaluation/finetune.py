@@ -62,8 +62,9 @@ _TEST_KEYS = (
 class FinetuneConfig(VideoConfig, TrainingConfig):
     """Fine-tuning, linear probing with augmentation, or training from scratch."""
 
-    output: str = "runs/finetune"
-    """folder for result.json, report.html and one run a fold"""
+    output: str = ""
+    """folder for result.json, report.html and one run a fold; empty:
+    runs/, the checkpoint\'s name and -finetune (evaluation/output_folder.py)"""
     mode: Literal["finetune", "linear", "scratch"] = "finetune"
     """train everything; only the head, the rest frozen; everything, and refuse a checkpoint"""
     protocol: ProtocolName = "full"

@@ -80,8 +80,9 @@ _FEWEST = 20
 class GenerationConfig:
     """What is measured against what, and in which features."""
 
-    output: str = "runs/generation"
-    """folder for result.json, report.html and the sheets"""
+    output: str = ""
+    """folder for result.json, report.html and the sheets; empty:
+    runs/, the checkpoint\'s name and -generation (evaluation/output_folder.py)"""
     checkpoint: str = ""
     """a GAN's run or one of its checkpoints; empty: images from files (generated)"""
     weights: Weights = "ema"

@@ -27,8 +27,9 @@ from ndavid.evaluation.protocol import Result
 class ImageFinetuneConfig(ImageTrainingConfig):
     """Fine-tuning on images, or training from scratch."""
 
-    output: str = "runs/image_finetune"
-    """folder for result.json, report.html and the run (training/)"""
+    output: str = ""
+    """folder for result.json, report.html and the run (training/); empty:
+    runs/, the checkpoint\'s name and -image_finetune (evaluation/output_folder.py)"""
     mode: Literal["finetune", "scratch"] = "finetune"
     """scratch refuses a checkpoint"""
     optim: OptimConfig = field(

@@ -18,8 +18,9 @@ from ndavid.evaluation.protocol import Result
 class ImageKnnConfig(FrozenImagesConfig, KnnSettings):
     """kNN classification of images with frozen features."""
 
-    output: str = "runs/image_knn"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -image_knn (evaluation/output_folder.py)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,8 +50,9 @@ def _moco_optim() -> OptimConfig:
 class ImageLinearConfig(ImageTrainingConfig):
     """Linear probe on images; run.seed and run.device count in both modes."""
 
-    output: str = "runs/image_linear"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -image_linear (evaluation/output_folder.py)"""
     mode: Literal["features", "sgd"] = "features"
     """features: on cached features, learning rate from a sweep; sgd: MoCo's recipe"""
     heads: HeadsConfig = field(default_factory=HeadsConfig)

@@ -55,8 +55,9 @@ class KnnSettings:
 class KnnConfig(FrozenVideosConfig, KnnSettings):
     """kNN classification of videos with frozen features."""
 
-    output: str = "runs/knn"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -knn (evaluation/output_folder.py)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

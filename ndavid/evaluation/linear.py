@@ -33,8 +33,9 @@ from ndavid.evaluation.regression import RegressionConfig, fit_chosen, predict
 class LinearConfig(FrozenVideosConfig, RegressionConfig):
     """Linear probe on cached features."""
 
-    output: str = "runs/linear"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -linear (evaluation/output_folder.py)"""
     per_view: bool = False
     """false: one mean feature a video; true: train on every view, average probabilities at test"""
     seed: int = 0

@@ -53,8 +53,9 @@ BROKEN = {"reversed": "reverse", "shuffled": "frame_shuffle"}
 class MotionConfig(FrozenVideosConfig, RegressionConfig):
     """Motion probe on cached features."""
 
-    output: str = "runs/motion"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -motion (evaluation/output_folder.py)"""
     views: ViewsConfig = field(default_factory=lambda: ViewsConfig(crops=1, short="drop"))
     """what is read from each video, training and test alike. Short videos are best dropped: where
     one starts over or stands still, it says which way it is played"""

@@ -50,8 +50,9 @@ Scores = Callable[[Tensor], Tensor]
 class OodConfig(FrozenImagesConfig):
     """Which sets are set against the test images, and how far away they are found."""
 
-    output: str = "runs/ood"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -ood (evaluation/output_folder.py)"""
     others: list[str] = field(default_factory=list)
     """other image sets, each SOURCE:KEY=VALUE,... with the keys of data, such as
     svhn:root=data/svhn,split=test"""

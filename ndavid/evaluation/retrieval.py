@@ -40,8 +40,9 @@ from ndavid.evaluation.protocol import Result
 class RetrievalConfig(FrozenVideosConfig):
     """Nearest-neighbour retrieval with frozen features."""
 
-    output: str = "runs/retrieval"
-    """folder for result.json and report.html"""
+    output: str = ""
+    """folder for result.json and report.html; empty:
+    runs/, the checkpoint\'s name and -retrieval (evaluation/output_folder.py)"""
     ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
     """R@k for these k"""
     centre_by_set: bool = False

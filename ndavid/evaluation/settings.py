@@ -25,7 +25,8 @@ class EvaluationConfig:
     """Which weights are measured, and where the result goes."""
 
     output: str = ""
-    """folder for result.json and report.html"""
+    """folder for result.json and report.html; empty: runs/, the checkpoint's name and the task
+    (evaluation/output_folder.py)"""
     checkpoint: str = ""
     """run, checkpoint, saved model, or file of the original DPC or MoCo; empty: random weights. On
     videos {fold} in it stands for the fold's number: one pretraining a fold, which never saw that

@@ -21,6 +21,7 @@ from types import FrameType
 
 import torch
 
+from ndavid.engine.folder_kind import foreign_files, kind_of, refusal
 from ndavid.errors import ConfigError
 from ndavid.interruption import command_again
 from ndavid.locks import hold
@@ -76,6 +77,7 @@ def run_steps(config: StudyConfig) -> Progress:
     _check_files(steps)
     gpus = visible_gpus()
     jobs = config.jobs or len(gpus) or max(_cores() // config.threads, 1)
+    _check_output(Path(config.output))
     with hold(config.output):
         done = _count_done(steps)  # made with another command: say so before hours of work
         print(f"{len(steps)} steps, {done} done before; {jobs} at once", flush=True)
@@ -85,6 +87,15 @@ def run_steps(config: StudyConfig) -> Progress:
             if _run_in_turn(first, 0, runner, progress) is None:
                 _run_cells(grid, jobs, runner, progress)
     return progress
+
+
+def _check_output(output: Path) -> None:
+    """Refuses a folder of something else, or one whose files the study's report would replace."""
+    why = refusal(output, "a study", "choose another output")
+    if not why and not kind_of(output):
+        why = foreign_files(output, ("results.csv", "tables.md"), "choose another output")
+    if why:
+        raise ConfigError(why)
 
 
 def list_steps(config: StudyConfig) -> str:
