@@ -324,7 +324,8 @@ def test_sigterm_lets_steps_save_and_a_second_study_is_refused(
         os.killpg(process.pid, signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "SIGTERM: steps save; start again to go on" in said and "FAILED" not in said
+    assert "SIGTERM: running steps save, Ctrl-C leaves at once; to go on: python " in said
+    assert "FAILED" not in said
     # What there is may be all there will ever be.
     page = Path(config.output) / "tables.md"
     assert said.splitlines()[-1] == str(page) and "**Missing: 4 steps**" in page.read_text()

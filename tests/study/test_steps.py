@@ -176,7 +176,19 @@ def test_a_stopped_step_may_save_and_a_stubborn_one_is_killed(
     assert log_of(stubborn)[-1] == "no"
 
 
-def stop_when_ready(step: Step) -> steps.Ended:
+def test_a_second_ctrl_c_does_not_wait_for_a_stubborn_step(write_step: WriteStep) -> None:
+    step = write_step(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('ready')\n"
+        "while True: time.sleep(1)\n"
+    )
+    started = time.monotonic()
+    assert stop_when_ready(step, impatient=True).code == -9
+    assert time.monotonic() - started < steps._SECONDS_TO_SAVE
+
+
+def stop_when_ready(step: Step, *, impatient: bool = False) -> steps.Ended:
     """Stops a step as soon as it says that it is ready; nothing more is started then."""
     runner = StepRunner(threads=1)
     ended: list[steps.Ended] = []
@@ -186,6 +198,8 @@ def stop_when_ready(step: Step) -> steps.Ended:
     while not ((step.folder / LOG).exists() and "ready" in log_of(step)):
         assert time.monotonic() < until
         time.sleep(0.01)
+    if impatient:
+        threading.Timer(0.2, runner.kill).start()
     runner.stop()
     thread.join()
     assert record_of(step) is None
