@@ -87,7 +87,8 @@ def moco(queue_size: int, batch: int = 32) -> Callable[[], None]:
     torch.manual_seed(0)
     config = MocoConfig(encoder="cifar:resnet20", queue_size=queue_size)
     return step_of(
-        MocoMethod(config, MocoNdaConfig(spec="jigsaw")), {"views": pixels(batch, 2, 3, 32, 32)}
+        MocoMethod(config, MocoNdaConfig(spec="jigsaw", encoder="key", norm="own")),
+        {"views": pixels(batch, 2, 3, 32, 32)},
     )
 
 
@@ -211,7 +212,7 @@ def trained(module: nn.Module) -> int:
 def jobs(batch: int, encoder: str) -> list[Job]:
     """DPC at 8x5x128 px and MoCo at 16x112 px, each with NDA, as the UCF101 configs have them."""
     dpc_method = DpcMethod(DpcConfig(encoder=encoder), NdaConfig(spec="jigsaw"))
-    nda = MocoNdaConfig(spec="frame_shuffle", encoder="query")
+    nda = MocoNdaConfig(spec="frame_shuffle", encoder="query", norm="own")
     queue, dim = 16384, 128
     moco_method = MocoMethod(MocoConfig(encoder=encoder, queue_size=queue, dim=dim), nda)
     steps, cells, features = 3, 4 * 4, dpc_method.dpc.feature_dim

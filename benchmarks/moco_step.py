@@ -66,7 +66,7 @@ def build(workload: Workload, device: torch.device, **nda: str) -> MocoMethod:
     """MoCo as on small data: dimension 128, 4096 keys."""
     torch.manual_seed(0)
     config = MocoConfig(encoder=workload.encoder, queue_size=4096)
-    return MocoMethod(config, MocoNdaConfig(**nda)).to(device)
+    return MocoMethod(config, MocoNdaConfig(weight=1.0, **nda)).to(device)
 
 
 def training_step(method: MocoMethod, views: Tensor) -> Callable[[], None]:

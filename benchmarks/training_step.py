@@ -95,7 +95,7 @@ def moco(manifest: str, encoder: str) -> tuple[nn.Module, KeyedDataset]:
     """MoCo on clips with shuffled frames as negatives, as the UCF101 configs have it."""
     data = ViewsDataConfig(video=VideoDataConfig(manifest=manifest, frame_stride=1))
     views = open_views(data, AugmentConfig(preset="moco_v2", size=112), 2)
-    nda = MocoNdaConfig(spec="frame_shuffle", encoder="query")
+    nda = MocoNdaConfig(spec="frame_shuffle", encoder="query", norm="own")
     return MocoMethod(MocoConfig(encoder=encoder, queue_size=4096), nda), views.dataset
 
 

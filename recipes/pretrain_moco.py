@@ -12,7 +12,8 @@ again. Several CPU processes: ``torchrun``.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
@@ -21,11 +22,12 @@ from ndavid.data.video import collate
 from ndavid.data.views import TrainingViews, ViewsDataConfig, open_views
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
+from ndavid.engine.run_directory import superseded
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
-from ndavid.methods.nda_config import MocoNdaConfig
+from ndavid.methods.nda_config import MOCO_DEFAULTS_BEFORE, MocoNdaConfig
 from ndavid.models.moco import MocoConfig
 
 
@@ -65,8 +67,20 @@ def build_monitor(config: PretrainMocoConfig, data: TrainingViews) -> KnnMonitor
     )
 
 
+def as_begun(config: PretrainMocoConfig) -> PretrainMocoConfig:
+    """The config with the defaults that its run began with, where they have changed since."""
+    defaults = to_yaml(PretrainMocoConfig())
+    old = superseded(Path(config.run.output), to_yaml(config), defaults, MOCO_DEFAULTS_BEFORE)
+    if not old or config.run.resume != "auto":
+        return config
+    if rank() == 0:
+        print("goes on with", ", ".join(f"{key}={value}" for key, value in old.items()), "as begun")
+    changed = {key.removeprefix("nda."): value for key, value in old.items()}
+    return replace(config, nda=replace(config.nda, **changed))
+
+
 def main() -> None:
-    config = parse(PretrainMocoConfig, sys.argv[1:], description=__doc__ or "")
+    config = as_begun(parse(PretrainMocoConfig, sys.argv[1:], description=__doc__ or ""))
     data = open_views(config.data, config.augment, config.nda.num_views)
     if rank() == 0:
         print(data.summary)

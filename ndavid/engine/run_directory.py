@@ -148,6 +148,34 @@ def check_same_config(
         )
 
 
+def superseded(
+    output: Path, config_yaml: str, defaults_yaml: str, old_defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Keys with which the run in a folder goes on as it began, their default being another now.
+
+    Args:
+        output: the run's folder, which need not exist.
+        config_yaml: of this run.
+        defaults_yaml: the config's defaults of today.
+        old_defaults: dotted keys and the defaults that they had.
+
+    Returns:
+        The keys that are at today's default and were at the old one in that run, with the old one.
+        A value that neither default is was chosen: that is for `check_same_config`.
+    """
+    file = output / CONFIG_FILE
+    if not file.exists():
+        return {}
+    before, now, defaults = (
+        flatten(yaml.safe_load(text)) for text in (file.read_text(), config_yaml, defaults_yaml)
+    )
+    return {
+        key: old
+        for key, old in old_defaults.items()
+        if before.get(key) == old and now.get(key) == defaults.get(key) != old
+    }
+
+
 def _is_free(key: str, same_data: bool) -> bool:
     inner = any(key == free or key.endswith(f".{free}") for free in FREE_KEYS)
     return inner or key in FREE_NAMES or (same_data and key in PLACES)

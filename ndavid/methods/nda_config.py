@@ -97,19 +97,31 @@ class NdaConfig(NegativesConfig):
         return _LEAST_CHANGED[self.entry]
 
 
+MOCO_DEFAULTS_BEFORE = {"nda.encoder": "key", "nda.norm": "own", "nda.weight": 1.0}
+"""What `MocoNdaConfig` had for its defaults once: a run that began with them goes on with them."""
+
+
 @dataclass(kw_only=True)
 class MocoNdaConfig(NegativesConfig):
-    """What MoCo breaks, and who encodes it."""
+    """What MoCo breaks, and who encodes it.
+
+    The defaults are the setting that taught clips their order (docs/results.md): the key's view,
+    broken, through the query encoder, beside true samples, 16 times as loud. The published form is
+    ``encoder=key, norm=own, weight=1``, which the configs of images say.
+    """
 
     view: Literal["query", "key", "fresh"] = "key"
     """Which augmented view is broken: the query's own, the key's (it shares crop and colours with
     the positive), or a third one, which the data must then give."""
-    encoder: Literal["key", "query"] = "key"
+    weight: float = 16.0
+    """How many times an NDA negative counts in the denominator; 0 takes it out of the loss. A
+    single negative against a queue is hardly heard at 1, the published form."""
+    encoder: Literal["key", "query"] = "query"
     """Who encodes what is broken: the key encoder without gradient, or the query encoder with it,
-    at the price of its backward pass. The key encoder never learns from a broken sample: it tells
-    one only where it happens to. The configs of clips say query (docs/results.md: of the settings
-    tried the one in which shuffled frames were told), those of images key."""
-    norm: Literal["own", "running", "shared"] = "own"
+    at the price of its backward pass. Either learns: the query is pushed from what the key encoder
+    makes of a broken sample, and the key encoder follows the query's. How much is learned hangs on
+    the weight more than on who encodes."""
+    norm: Literal["own", "running", "shared"] = "shared"
     """Statistics that batch norm uses on broken samples: their own, the running ones of true
     samples, or those of true and broken ones in one forward. A batch that is broken throughout is
     re-centred by its own, which can hide the very difference; shared ones keep it, but let broken

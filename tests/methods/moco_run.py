@@ -33,7 +33,14 @@ class MocoRunConfig:
         )
     )
     nda: MocoNdaConfig = field(
-        default_factory=lambda: MocoNdaConfig(spec="jigsaw", share="batch", warmup_steps=4)
+        default_factory=lambda: MocoNdaConfig(
+            spec="jigsaw",
+            share="batch",
+            warmup_steps=4,
+            encoder="key",
+            norm="own",
+            weight=1.0,
+        )
     )
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(name="sgd", lr=0.05, momentum=0.9, schedule="cosine")

@@ -23,6 +23,7 @@ from ndavid.nda.base import Broken
 IMAGES, CLIPS = (3, 16, 16), (3, 4, 16, 16)
 IMAGE_OP, CLIP_OP = "jigsaw", "frame_shuffle"
 QUEUE = 7
+PUBLISHED: dict[str, Any] = {"encoder": "key", "norm": "own", "weight": 1.0}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def make(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = MocoConfig(**{**settings, **(moco or {})})
-        return MocoMethod(config, MocoNdaConfig(**(nda or {})), **options)
+        return MocoMethod(config, MocoNdaConfig(**(PUBLISHED | (nda or {}))), **options)
 
 
 def views(shape: tuple[int, ...], batch: int = 4, number: int = 2, seed: int = 0) -> dict:

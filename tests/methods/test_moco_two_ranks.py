@@ -45,7 +45,11 @@ def build(nda: dict[str, Any], norm: str, symmetric: bool = False, **moco: Any) 
     encoder = "toy:group" if norm == "group" else "toy:batch"
     config = MocoConfig(encoder=encoder, dim=4, queue_size=19, momentum=0.9, **moco)
     torch.manual_seed(0)
-    method = MocoMethod(config, MocoNdaConfig(**nda), symmetric=symmetric).train(norm != "eval")
+    method = MocoMethod(
+        config,
+        MocoNdaConfig(**({"encoder": "key", "norm": "own", "weight": 1.0} | nda)),
+        symmetric=symmetric,
+    ).train(norm != "eval")
     if nda.get("spec") == SPEC:
         method.operation = SwapLeftHalves()
     return method

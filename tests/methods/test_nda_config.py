@@ -1,9 +1,18 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from ndavid.engine.run_directory import superseded
 from ndavid.errors import ConfigError
-from ndavid.methods.nda_config import MocoNdaConfig, NdaConfig, NegativesConfig
+from ndavid.methods.nda_config import (
+    MOCO_DEFAULTS_BEFORE,
+    MocoNdaConfig,
+    NdaConfig,
+    NegativesConfig,
+)
 
 
 @pytest.mark.parametrize("kind", [NdaConfig, MocoNdaConfig])
@@ -79,3 +88,26 @@ def test_least_change_goes_by_the_entry_unless_given() -> None:
     assert NdaConfig().least_changed == 0.5
     assert NdaConfig(entry="pooled").least_changed == 0.05
     assert NdaConfig(entry="pooled", min_changed=0.7).least_changed == 0.7
+
+
+def test_mocos_defaults_are_those_that_taught_order() -> None:
+    config = MocoNdaConfig(spec="reverse")
+    assert (config.view, config.encoder, config.norm) == ("key", "query", "shared")
+    assert (config.weight, config.share) == (16.0, "own")
+
+
+def test_a_run_begun_under_old_defaults_keeps_them(tmp_path: Path) -> None:
+    def text(**nda: object) -> str:
+        return yaml.safe_dump({"nda": {"spec": "reverse"} | nda})
+
+    now = {"encoder": "query", "norm": "shared", "weight": 16.0}
+    old = {"encoder": "key", "norm": "own", "weight": 1.0}
+    (tmp_path / "config.yaml").write_text(text(**old))
+    found = superseded(tmp_path, text(**now), text(**now), MOCO_DEFAULTS_BEFORE)
+    assert found == MOCO_DEFAULTS_BEFORE
+    # What was chosen otherwise, then or now, is left to be refused where it differs.
+    chosen = text(**(now | {"weight": 4.0}))
+    assert "nda.weight" not in superseded(tmp_path, chosen, text(**now), MOCO_DEFAULTS_BEFORE)
+    (tmp_path / "config.yaml").write_text(text(**now))
+    assert superseded(tmp_path, text(**now), text(**now), MOCO_DEFAULTS_BEFORE) == {}
+    assert superseded(tmp_path / "new", text(**now), text(**now), MOCO_DEFAULTS_BEFORE) == {}
