@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from forked import Forked, Ranks
 
 from ndavid.engine import checkpoint
 
@@ -25,7 +27,7 @@ TIMINGS = {"time", "samples_per_s", "seconds_data", "seconds_compute"}
 class Job:
     """A running script."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked | Ranks
     output: Path
 
     def wait_for_step(self, step: int, seconds: float = 120.0) -> None:
@@ -38,14 +40,18 @@ class Job:
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes, by rank: the script itself, or torchrun's children."""
+        if isinstance(self.process, Ranks):
+            return [psutil.Process(rank.pid) for rank in self.process.ranks]
         top = psutil.Process(self.process.pid)
         found = [p for p in top.children() if "RANK" in p.environ()]
         return sorted(found, key=lambda p: int(p.environ()["RANK"])) or [top]
 
     def kill(self) -> None:
         """SIGKILL to everything at once: nobody is told, nobody cleans up."""
-        top = psutil.Process(self.process.pid)
-        for process in [*top.children(recursive=True), top]:
+        tops = [psutil.Process(self.process.pid)]
+        if isinstance(self.process, Ranks):
+            tops = self.ranks()
+        for process in [*(p for top in tops for p in top.children(recursive=True)), *tops]:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -58,25 +64,48 @@ class Job:
         return self.process.returncode, errors
 
 
-def start(script: Path, arguments: Sequence[str], output: Path, *, ranks: int = 1) -> Job:
-    """Starts a script that takes ``--run.output``, under torchrun for more than one rank."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [
-        sys.executable,
-        *(launcher if ranks > 1 else []),
-        str(script),
-        f"--run.output={output}",
-        *arguments,
+def start(
+    script: Path,
+    arguments: Sequence[str],
+    output: Path,
+    *,
+    ranks: int = 1,
+    torchrun: bool = False,
+) -> Job:
+    """Starts a script that takes ``--run.output``, on several ranks if asked.
+
+    ``torchrun`` starts them as a user does: for tests of what the launcher does when one fails.
+    """
+    words = [f"--run.output={output}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if torchrun:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        process = subprocess.Popen(
+            [sys.executable, *launcher, str(script), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        return Job(process, output)
+    if ranks == 1:
+        return Job(Forked(script, words, cwd=Path.cwd(), env=environment), output)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        Forked(
+            script,
+            words,
+            cwd=Path.cwd(),
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
     ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    return Job(process, output)
+    return Job(Ranks(started), output)
 
 
 def run(script: Path, arguments: Sequence[str], output: Path, *, ranks: int = 1) -> None:

@@ -13,7 +13,6 @@ if __name__ == "__main__":
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import Forked
 
 TIMEOUT_SECONDS = 240
 
@@ -34,16 +34,11 @@ def run(script: Path, output: Path) -> list[dict[str, Any]]:
         "PYTHONPATH": os.pathsep.join(path),
     }
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(index), str(output)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        Forked(script, [str(index), str(output)], cwd=script.parent, env=environment)
         for index in range(2)
     ]
     try:
-        texts = [p.communicate(timeout=TIMEOUT_SECONDS)[0].decode() for p in processes]
+        texts = ["".join(p.communicate(timeout=TIMEOUT_SECONDS)) for p in processes]
     finally:
         for process in processes:
             process.kill()

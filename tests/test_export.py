@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -63,13 +62,7 @@ def test_a_run_is_exported_and_can_be_used(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", MOCO_IMAGES)
     output = tmp_path / "out"
     arguments = [f"--checkpoint={run}", f"--output={output}", "--kinds=[folder,program]"]
-    done = subprocess.run(
-        [sys.executable, str(RECIPE), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    done = forked.call(RECIPE, *arguments, cwd=RECIPE.parent.parent)
     assert done.returncode == 0, done.stderr
     assert "cifar:resnet20 for samples of (3, 24, 24)" in done.stdout
     assert done.stdout.count("largest error") == done.stdout.count("tolerance 1e-04") == 2

@@ -6,10 +6,10 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import processes
 import pytest
 
@@ -60,14 +60,7 @@ def write_manifest(root: Path, paths: list[str]) -> None:
 
 
 def call(script: Path, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    return forked.call(script, *arguments, cwd=cwd)
 
 
 def assert_one_clear_line(outcome: subprocess.CompletedProcess[str], *named: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -355,12 +356,8 @@ def test_a_test_video_that_is_gone_is_named_before_it_can_change_a_number(
 
 def test_the_script_says_one_line_and_exits_with_2(tmp_path: Path, coloured: Path) -> None:
     where = ("--manifest", str(coloured), "--output", str(tmp_path / "out"))
-    done = subprocess.run(
-        [sys.executable, "eval/finetune.py", *where, "--checkpoint", str(tmp_path / "gone")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    gone = ("--checkpoint", str(tmp_path / "gone"))
+    done = forked.call(ROOT / "eval" / "finetune.py", *where, *gone, cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert done.stderr == f"error: {tmp_path / 'gone'}: no such checkpoint\n"
 

@@ -8,10 +8,9 @@ import json
 import math
 import pickle
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -486,7 +485,6 @@ def test_the_script_takes_the_hyphen_and_fails_in_one_line(
     absent = tmp_path / "absent.pth"
     words = ["--reference.source=folder", f"--reference.root={coloured_images}", "--device=cpu"]
     words += ["--reference.split=train", "--generated.root=x", "--inception-weights", str(absent)]
-    command = [sys.executable, str(ROOT / "eval" / "generation.py"), *words]
-    outcome = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    outcome = forked.call(ROOT / "eval" / "generation.py", *words, cwd=tmp_path)
     assert outcome.returncode == 2
     assert outcome.stderr.strip() == f"error: {absent}: no such file"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -360,9 +361,11 @@ def test_settings_that_contradict_each_other(
 
 
 def script(name: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    if ranks == 1:
+        return forked.call(ROOT / "eval" / f"{name}.py", *arguments, cwd=ROOT)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return subprocess.run(
-        [sys.executable, *(launch if ranks > 1 else []), f"eval/{name}.py", *arguments],
+        [sys.executable, *launch, f"eval/{name}.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
