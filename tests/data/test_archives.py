@@ -162,14 +162,14 @@ def test_inner_archives_are_unpacked_where_they_lie_and_removed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", [(make_zip, "a.zip"), (make_tar, "a.tar")])
-@pytest.mark.parametrize("planted", [".a.txt.partial", f".a.txt.{os.getpid()}.partial", "a.txt"])
+@pytest.mark.parametrize("planted", [".a.txt.partial", ".a.txt.PID.partial", "a.txt"])
 def test_a_link_that_was_planted_is_not_written_through(tmp_path: Path, make, planted: str):
     writer, name = make
     archive = writer(tmp_path / name, {"a.txt": b"new"})
     target, precious = tmp_path / "out", tmp_path / "out" / "precious"
     target.mkdir()
     precious.write_bytes(b"precious")
-    (target / planted).symlink_to(precious)
+    (target / planted.replace("PID", str(os.getpid()))).symlink_to(precious)
     unpack(archive, target)
     assert precious.read_bytes() == b"precious"
     assert (target / "a.txt").read_bytes() == b"new" and not (target / "a.txt").is_symlink()
