@@ -323,7 +323,8 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     The pixels keep their name: `video`, `image` or `views`. Samples without any (skipped ones) only
     give their `bad`. Where all say which of their views are the same, so does the batch: `same_as`,
-    long (B, V). `damaged`, one list as `bad`, is there if a sample has it.
+    long (B, V), and which are broken copies that did not change: `unchanged`, bool (B, V).
+    `damaged`, one list as `bad`, is there if a sample has it.
     """
     whole = [sample for sample in samples if not _PIXEL_KEYS.isdisjoint(sample)]
     batch: dict[str, Any] = {
@@ -335,6 +336,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["damaged"] = damaged
     for key in _PIXEL_KEYS & whole[0].keys() if whole else ():
         batch[key] = torch.stack([sample[key] for sample in whole])
-    if whole and all("same_as" in sample for sample in whole):
-        batch["same_as"] = torch.stack([sample["same_as"] for sample in whole])
+    for key in ("same_as", "unchanged"):
+        if whole and all(key in sample for sample in whole):
+            batch[key] = torch.stack([sample[key] for sample in whole])
     return batch

@@ -57,6 +57,8 @@ from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.other_images import (
     BrokenImages,
     CorruptedImages,
+    on_unchanged,
+    only_changed,
     parse_operations,
     parse_others,
 )
@@ -153,6 +155,8 @@ class _Scored:
     indices: Tensor
     bad: Sequence[tuple[str, str]]
     copies: bool = False
+    unchanged: int = 0
+    """broken copies that are their originals, left out"""
 
 
 class _Columns:
@@ -249,7 +253,14 @@ class _Columns:
                 num_workers=self.views.num_workers,
                 description=words,
             )
-        return _Scored(found.values.flatten(), found.indices, found.bad, copies)
+        kept = only_changed(found.unchanged, len(found.indices), words)
+        return _Scored(
+            found.values.flatten()[kept],
+            found.indices[kept],
+            found.bad,
+            copies,
+            int((~kept).sum()),
+        )
 
 
 def corruption_column(name: str, severity: int) -> str:
@@ -298,6 +309,8 @@ def _write(
     for name, column in scored.items():
         protocol.warn(*unreadable(column.bad, name, "images"))
     protocol.notes += [*provenance.notes, *_notes(config, loaded, columns, scored)]
+    left_out = {name: column.unchanged for name, column in scored.items() if column.unchanged}
+    protocol.warn(*on_unchanged(left_out))
     result = Result(
         task="anomaly",
         metrics=metrics,
@@ -314,6 +327,7 @@ def _write(
             **details,
             "scores": {name: quartiles(column.scores) for name, column in scored.items()},
             "sets": shares,
+            "unchanged": left_out,
             "step": loaded.step,
             "pretraining": provenance.details,
             "bad": [list(entry) for column in scored.values() for entry in column.bad],

@@ -32,14 +32,17 @@ class BrokenCopies:
 
     def digest(self, views: str) -> str:
         """Returns the digest of views and copies, given that of the views."""
-        return hashlib.sha256(f"{views} {self.specs} {self.seed}".encode()).hexdigest()
+        # Features that do not say which copies changed are others.
+        return hashlib.sha256(f"{views} {self.specs} {self.seed} compared".encode()).hexdigest()
 
 
 class BrokenViews:
     """The views of each video, then a copy of them all an operation, in one go along the views.
 
     A video is decoded once. Its copies are broken by a generator of its own, so that they depend
-    neither on the other videos, nor on ranks and workers.
+    neither on the other videos, nor on ranks and workers. ``unchanged``, bool (looks * V,), says
+    which copies came out as they went in, of a still for instance: those are no copies in a wrong
+    order.
 
     Args:
         dataset: The views (V, C, T, H, W) of each video.
@@ -69,13 +72,16 @@ class BrokenViews:
         if "video" not in sample:
             return sample
         views, path = sample["video"], self.dataset.records[index].path
-        copies = [
-            operation(views, generator=generator(self.seed, f"motion {spec} {path}"))
+        made = [
+            operation.broken(views, generator=generator(self.seed, f"motion {spec} {path}"))
             for spec, operation in self.operations.items()
         ]
+        copies = [each.pixels for each in made]
+        unchanged = [torch.zeros(len(views), dtype=torch.bool), *(~each.changed for each in made)]
         # Copies of the same view may be broken in different ways.
         own = torch.arange(len(views), (1 + len(copies)) * len(views))
         return sample | {
             "video": torch.cat([views, *copies]),
             "same_as": torch.cat([sample["same_as"], own]),
+            "unchanged": torch.cat(unchanged),
         }

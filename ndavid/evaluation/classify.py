@@ -59,6 +59,8 @@ class PerItem:
         indices: (M,) positions in the dataset, increasing.
         bad: Path and reason of each unreadable item that was left out.
         damaged: Path of each item that is damaged and used all the same, and what is damaged.
+        unchanged: bool (M, V), which views are broken copies that came out as they went in; None
+            of items that nothing broke.
     """
 
     values: Tensor
@@ -66,6 +68,7 @@ class PerItem:
     indices: Tensor
     bad: tuple[BadItem, ...] = ()
     damaged: tuple[BadItem, ...] = ()
+    unchanged: Tensor | None = None
 
 
 def per_item(
@@ -161,6 +164,7 @@ def _score(
     values: list[Tensor] = []
     labels: list[Tensor] = []
     indices: list[Tensor] = []
+    unchanged: list[Tensor] = []
     bad: list[BadItem] = []
     damaged: list[BadItem] = []
     with (
@@ -185,11 +189,18 @@ def _score(
             values.append(torch.cat(parts)[place].unflatten(0, views.shape[:2]))
             labels.append(batch["label"])
             indices.append(batch["index"])
+            if "unchanged" in batch:
+                unchanged.append(batch["unchanged"])
             progress.advance(len(batch["index"]) + len(batch["bad"]))
     if not values:
         return PerItem(torch.empty(0), torch.empty(0), torch.empty(0), tuple(bad))
     return PerItem(
-        torch.cat(values), torch.cat(labels), torch.cat(indices), tuple(bad), tuple(damaged)
+        torch.cat(values),
+        torch.cat(labels),
+        torch.cat(indices),
+        tuple(bad),
+        tuple(damaged),
+        torch.cat(unchanged) if unchanged else None,
     )
 
 
@@ -225,7 +236,9 @@ def _merge(shares: Sequence[PerItem], dataset: TestDataset, description: str) ->
             f"{len(values)} items; its weights are broken: take an earlier checkpoint"
         )
     order = indices.argsort()
-    return PerItem(values[order], labels[order], indices[order], bad, damaged)
+    flags = [share.unchanged for share in some if share.unchanged is not None]
+    unchanged = torch.cat(flags)[order] if flags else None
+    return PerItem(values[order], labels[order], indices[order], bad, damaged, unchanged)
 
 
 def classify(

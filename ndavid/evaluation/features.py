@@ -53,6 +53,8 @@ class Features:
             their positions.
         bad: Path and reason of each unreadable item that was left out.
         damaged: Path of each item that is damaged and used all the same, and what is damaged.
+        unchanged: bool (M, V), which views are broken copies that came out as they went in; None
+            of items that nothing broke.
     """
 
     values: Tensor
@@ -60,6 +62,7 @@ class Features:
     names: tuple[str, ...]
     bad: tuple[BadItem, ...] = ()
     damaged: tuple[BadItem, ...] = ()
+    unchanged: Tensor | None = None
 
     def pooled(self) -> Tensor:
         """Returns one vector an item, the mean over its views: (M, D)."""
@@ -69,7 +72,14 @@ class Features:
         """Returns the items where ``keep``, bool (M,), is true."""
         rows: Sequence[int] = keep.nonzero().flatten().tolist()
         names = tuple(self.names[row] for row in rows)
-        return replace(self, values=self.values[keep], labels=self.labels[keep], names=names)
+        unchanged = None if self.unchanged is None else self.unchanged[keep]
+        return replace(
+            self,
+            values=self.values[keep],
+            labels=self.labels[keep],
+            names=names,
+            unchanged=unchanged,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,9 @@ class Extraction:
                 save_per_item(path, found)
         assert found is not None
         chosen = tuple(names[i] for i in found.indices.tolist())
-        return Features(found.values, found.labels, chosen, found.bad, found.damaged)
+        return Features(
+            found.values, found.labels, chosen, found.bad, found.damaged, found.unchanged
+        )
 
     def _compute(self, dataset: TestDataset, words: str) -> PerItem:
         normalize = Normalize().to(self.device)
@@ -183,6 +195,8 @@ def save_per_item(path: Path, found: PerItem) -> None:
         "labels": found.labels,
         "indices": found.indices,
     }
+    if found.unchanged is not None:
+        tensors["unchanged"] = found.unchanged.contiguous()
     told = {"bad": json.dumps(found.bad), "damaged": json.dumps(found.damaged)}
     save_file(tensors, partial, metadata=told)
     partial.replace(path)
@@ -200,7 +214,9 @@ def load_per_item(path: Path) -> PerItem | None:
                 for name in ("bad", "damaged")
             )
             values, labels, indices = map(stored.get_tensor, ("values", "labels", "indices"))
-            return PerItem(values, labels, indices, bad, damaged)
+            known = set(stored.keys())
+            unchanged = stored.get_tensor("unchanged") if "unchanged" in known else None
+            return PerItem(values, labels, indices, bad, damaged, unchanged)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         # Half a file from a full disk, say: computing again costs time, never a wrong number.
         return None

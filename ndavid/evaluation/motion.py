@@ -14,8 +14,9 @@ Both operations act on all frames of a clip. Where the encoder reads blocks (``v
 blocks``, as DPC's), frames change place within blocks and across them: the last block of a reversed
 clip is its first one backwards.
 
-Labels are not used. A clip without motion is the same in any order, and counts all the same: as one
-told and one not. It bounds what can be reached, the lower the more of them there are.
+Labels are not used. A clip whose copy came out as it went in, to the bit, is no test of order: both
+are left out, in training too, and counted. A clip that barely moves counts, as one told and one
+not: such clips bound what can be reached, the lower the more of them there are.
 """
 
 from __future__ import annotations
@@ -73,16 +74,35 @@ class Probed:
 
     Attributes:
         told: (M, 2, V) bool: of M test videos, their V true clips and the broken copies.
+        changed: (M, V) bool: whose copy differs from its clip. The others are not tested.
         fitted: The regression.
     """
 
     told: Tensor
+    changed: Tensor
     fitted: Fitted
+
+    def pairs(self) -> Tensor:
+        """Returns whether each true clip and its copy were told, of those tested: (P, 2) bool."""
+        return self.told.movedim(1, 2)[self.changed]
+
+    def shares(self) -> dict[int, float]:
+        """Returns the share told of each video that has a clip to test, by its place."""
+        told = self.told.double().mean(dim=1)
+        return {
+            video: float(told[video, chosen].mean())
+            for video, chosen in enumerate(self.changed)
+            if chosen.any()
+        }
 
     def details(self) -> dict[str, Any]:
         """Returns what a Result keeps: the sweep, and the shares told of either kind of clip."""
-        true, broken = self.told.double().mean(dim=(0, 2)).tolist()
-        return {"told": {"true": true, "broken": broken}, "sweep": self.fitted.losses()}
+        true, broken = self.pairs().double().mean(dim=0).tolist()
+        return {
+            "told": {"true": true, "broken": broken},
+            "sweep": self.fitted.losses(),
+            "unchanged": int((~self.changed).sum()),
+        }
 
 
 @alone_in_output
@@ -98,9 +118,7 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
         name: probe_order(fold.train, fold.test, held_out, copy, config)
         for copy, name in enumerate(BROKEN, start=1)
     }
-    shares = {
-        name: probed.told.double().mean(dim=(1, 2)).tolist() for name, probed in probes.items()
-    }
+    shares = {name: probed.shares() for name, probed in probes.items()}
     decays = " and ".join(
         f"{probed.fitted.weight_decay:g} ({name})" for name, probed in probes.items()
     )
@@ -113,10 +131,10 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
         ),
         notes=[*_on_short_videos(fold), *_on_fits(probes)],
     )
-    protocol.warn(*_constant(probes))
+    protocol.warn(*_constant(probes), *_unchanged(probes))
     return fold.result(
         "motion_probe",
-        {name: mean_of_items(values) for name, values in shares.items()},
+        {name: mean_of_items([*values.values()]) for name, values in shares.items()},
         protocol,
         # As many clips of either kind, whatever the videos.
         chances=dict.fromkeys(BROKEN, 0.5),
@@ -124,7 +142,9 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
         outcomes=[
             outcome
             for name, values in shares.items()
-            for outcome in outcomes_of(name, fold.test.names, values)
+            for outcome in outcomes_of(
+                name, [fold.test.names[video] for video in values], [*values.values()]
+            )
         ],
     )
 
@@ -141,13 +161,41 @@ def probe_order(
             copy are always on the same side.
         copy: Which kind, from 1.
         config: How the regression is fitted.
+
+    Raises:
+        DataError: If no clip of the training videos, or none of the test videos, has a copy that
+            differs from it.
     """
     fitted_on, tested = beside_copies(train, copy), beside_copies(test, copy)
+    changed = changed_copies(test, copy)
+    kept = repeat(changed_copies(train, copy), "m v -> (m k v)", k=2)
+    fitted_on = fitted_on.subset(kept)
+    for which, names in (("training", fitted_on.names), ("test", changed.nonzero().tolist())):
+        if not len(names):
+            raise DataError(
+                config.manifest,
+                f"no {which} clip differs from itself in another order of frames: they all stand "
+                "still or repeat themselves, and there is no motion to probe",
+            )
+    if (left := set(fitted_on.names)) <= held_out or not left & held_out:
+        raise DataError(
+            config.manifest,
+            "of the training videos with motion all or none are held out to choose the weight "
+            "decay: more of them must move",
+        )
     fitted = fit_chosen(fitted_on, held_out, 2, config)
     chances = predict(fitted.probe, tested, 2).values
     called_broken = chances[:, 1] > chances[:, 0]
     told = called_broken == tested.labels.bool()
-    return Probed(told.view(len(test.names), 2, -1), fitted)
+    return Probed(told.view(len(test.names), 2, -1), changed, fitted)
+
+
+def changed_copies(features: Features, copy: int) -> Tensor:
+    """Returns which true clips differ from their copy of one kind, from 1: bool (M, V)."""
+    looks = rearrange(features.values, "m (k v) d -> m k v d", k=1 + len(BROKEN))
+    if features.unchanged is None:
+        return torch.ones(looks.shape[0], looks.shape[2], dtype=torch.bool)
+    return ~rearrange(features.unchanged, "m (k v) -> m k v", k=1 + len(BROKEN))[:, copy]
 
 
 def beside_copies(features: Features, copy: int) -> Features:
@@ -169,6 +217,16 @@ def beside_copies(features: Features, copy: int) -> Features:
         names=tuple(name for name in features.names for _ in range(2 * views)),
         bad=features.bad,
     )
+
+
+def _unchanged(probes: dict[str, Probed]) -> list[str]:
+    """How many clips are no test of order, and were left out."""
+    return [
+        f"{name}: {left} of {probed.changed.numel()} test clips are the same in that order of "
+        "frames (they stand still or repeat themselves) and are left out."
+        for name, probed in probes.items()
+        if (left := int((~probed.changed).sum()))
+    ]
 
 
 def _held_out(config: MotionConfig, fold: FrozenFold) -> set[str]:
@@ -208,7 +266,7 @@ def _constant(probes: dict[str, Probed]) -> list[str]:
         f"{name}: the regression calls every clip the same as its broken copy, so that half of "
         "them are told, whatever the clips show."
         for name, probed in probes.items()
-        if (probed.told[:, 0] ^ probed.told[:, 1]).all()
+        if (probed.pairs()[:, 0] ^ probed.pairs()[:, 1]).all()
     ]
 
 

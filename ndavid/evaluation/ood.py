@@ -39,7 +39,13 @@ from ndavid.evaluation.frozen_images import (
 )
 from ndavid.evaluation.intervals import Metric, auroc
 from ndavid.evaluation.neighbours import nearest_chunks
-from ndavid.evaluation.other_images import BrokenImages, parse_operations, parse_others
+from ndavid.evaluation.other_images import (
+    BrokenImages,
+    on_unchanged,
+    only_changed,
+    parse_operations,
+    parse_others,
+)
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 
@@ -87,9 +93,16 @@ def run(config: OodConfig) -> Result:
         name: image_features(frozen.extract, open_images(data), config.views, name)
         for name, data in others.items()
     }
+    left_out: dict[str, int] = {}
     for spec, operation in operations.items():
-        against[f"NDA {spec}"] = _broken_features(config, frozen, operation, spec)
-    return write_image_result(_compare(config, frozen, against), config)
+        broken = _broken_features(config, frozen, operation, spec)
+        kept = only_changed(broken.unchanged, len(broken.labels), spec)
+        against[f"NDA {spec}"] = broken.subset(kept)
+        left_out[f"NDA {spec}"] = int((~kept).sum())
+    result = _compare(config, frozen, against)
+    result.protocol.warn(*on_unchanged(left_out))
+    result.details["unchanged"] = left_out
+    return write_image_result(result, config)
 
 
 # ---- features -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -12,7 +13,7 @@ from ndavid.data.corruptions import corrupt
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.images import ImageDataConfig
 from ndavid.engine.rng import generator
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, dataset_name
 from ndavid.methods.nda_config import NegativesConfig
 
@@ -98,7 +99,8 @@ class BrokenImages(ImageViews):
     """The test views after an operation of negative augmentation.
 
     An image is broken by a generator of its own, with an image drawn by it as the partner of
-    operations that mix two: it depends neither on the batch nor on the ranks.
+    operations that mix two: it depends neither on the batch nor on the ranks. ``unchanged``, bool
+    (1,), says whether it came out as it went in.
     """
 
     def __init__(
@@ -120,11 +122,42 @@ class BrokenImages(ImageViews):
         if "image" not in partner:
             return {name: sample[name] for name in ("label", "index")} | {"bad": partner["bad"]}
         pair = torch.stack([sample["image"], partner["image"]])
-        return sample | {"image": self.operation(pair, generator=draw)[0]}
+        broken = self.operation.broken(pair, generator=draw)
+        return sample | {"image": broken.pixels[0], "unchanged": ~broken.changed[:1]}
 
     def broken_digest(self, spec: str) -> str:
         """Returns ``digest`` of the broken images, given the operation's spec."""
-        return hashlib.sha256(f"{self.digest()} {spec} {self.seed}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.digest()} {spec} {self.seed} compared".encode()).hexdigest()
+
+
+def only_changed(unchanged: Tensor | None, count: int, spec: str) -> Tensor:
+    """Returns which of ``count`` broken images differ from their original: bool (count,).
+
+    Args:
+        unchanged: (count, 1) bool, as `BrokenImages` says; None: all differ.
+        count: How many images.
+        spec: The operation, for the error.
+
+    Raises:
+        DataError: If none does.
+    """
+    if unchanged is None:
+        return torch.ones(count, dtype=torch.bool)
+    kept = ~unchanged.flatten()
+    if not kept.any():
+        raise DataError(
+            "the test images", f"nda {spec}: every image came out as it went in; nothing is broken"
+        )
+    return kept
+
+
+def on_unchanged(left_out: Mapping[str, int]) -> list[str]:
+    """Returns a warning for each column that lacks images that came out as they went in."""
+    return [
+        f"{name}: {count} images came out as they went in and are left out."
+        for name, count in left_out.items()
+        if count
+    ]
 
 
 class CorruptedImages(ImageViews):

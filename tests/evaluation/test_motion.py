@@ -398,3 +398,46 @@ def test_a_single_source_leaves_nothing_to_choose_on(ramps: Path, tmp_path: Path
     dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
     with pytest.raises(DataError, match="a single source"):
         run(config(tmp_path, tmp_path / "out", "resnet2d3d10"))
+
+
+# ---- clips that no order changes ----------------------------------------------------------------
+
+
+def test_a_copy_that_did_not_change_is_known(coloured: Path) -> None:
+    views = broken_views(coloured)
+    sample = views.dataset[0]
+    frozen = sample | {"video": sample["video"].clone()}
+    frozen["video"][1] = frozen["video"][1, :, :1]
+
+    class Frozen:
+        records = views.dataset.records
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return frozen
+
+    assert not views[0]["unchanged"].any()
+    views.dataset = Frozen()  # type: ignore[assignment]
+    unchanged = views[0]["unchanged"].unflatten(0, (3, -1))
+    assert unchanged.tolist() == [[False] * 3, [False, True, False], [False, True, False]]
+
+
+def test_clips_that_no_order_changes_are_no_test_of_order_and_counted() -> None:
+    """Every third video stands still: its copy has its very features, which no regression tells."""
+    train, test = looks(60, 0, (8.0, 8.0)), looks(30, 1, (8.0, 8.0))
+    found = {}
+    for name, features in (("train", train), ("test", test)):
+        values = features.values.unflatten(1, (3, 2)).clone()
+        values[::3, 1:] = values[::3, :1]
+        still = torch.zeros(len(features.names), 3, 2, dtype=torch.bool)
+        still[::3, 1:] = True
+        found[name] = dataclasses.replace(
+            features, values=values.flatten(1, 2), unchanged=still.flatten(1)
+        )
+    probed = probe_order(found["train"], found["test"], set(train.names[:20]), 1, MotionConfig())
+    assert probed.pairs().shape == (40, 2) and probed.pairs().double().mean() > 0.98
+    assert list(probed.shares()) == [video for video in range(30) if video % 3]
+    assert probed.details()["unchanged"] == 20
+    # Where none moves there is nothing to probe, and one line says so.
+    nothing = dataclasses.replace(found["test"], unchanged=torch.ones(30, 6, dtype=torch.bool))
+    with pytest.raises(DataError, match="no test clip differs"):
+        probe_order(found["train"], nothing, set(train.names[:20]), 1, MotionConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
@@ -14,10 +15,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from ndavid.config import from_yaml, to_yaml
 from ndavid.data.images import ImageDataConfig, open_images
-from ndavid.errors import ConfigError
+from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.evaluation.ood import OodConfig, knn_distance, mahalanobis_distance, run
-from ndavid.evaluation.other_images import BrokenImages, parse_source
+from ndavid.evaluation.other_images import BrokenImages, only_changed, parse_source
 from ndavid.evaluation.pretrained import EncoderConfig
 from ndavid.evaluation.protocol import load_result
 from ndavid.nda import from_spec
@@ -190,3 +191,26 @@ def test_the_script_runs_from_its_config(coloured_images: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "AUROC" in done.stdout and "NDA columns" in done.stdout
     assert "NDA jigsaw:grid=4" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_broken_images_that_did_not_change_are_left_out_and_counted(
+    coloured_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = BrokenImages.__getitem__
+
+    def plain(self: Any, index: int) -> dict[str, Any]:
+        return read(self, index) | {"unchanged": torch.tensor([index in (0, 2)])}
+
+    monkeypatch.setattr(BrokenImages, "__getitem__", plain)
+    result = run(config(coloured_images, tmp_path, nda=["jigsaw"]))
+    whole = result.protocol.num_images
+    assert result.details["unchanged"] == {"NDA jigsaw": 2}
+    assert result.details["sets"]["NDA jigsaw"] == whole - 2
+    assert any("2 images came out as they went in" in note for note in result.protocol.notes)
+
+
+def test_a_plain_image_cut_into_a_jigsaw_is_known() -> None:
+    assert only_changed(torch.tensor([[True], [False]]), 2, "jigsaw").tolist() == [False, True]
+    assert only_changed(None, 2, "jigsaw").all()
+    with pytest.raises(DataError, match="nothing is broken"):
+        only_changed(torch.ones(2, 1, dtype=torch.bool), 2, "jigsaw")
