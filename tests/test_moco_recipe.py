@@ -118,3 +118,27 @@ def test_a_queue_as_long_as_the_set_warns(image_tree: Path, tmp_path: Path) -> N
     )
     assert outcome.returncode == 0, outcome.stderr
     assert "queue_size 16 is not below the 16 training samples" in outcome.stderr
+
+
+def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_path: Path) -> None:
+    """The same command that began it, when the defaults were the published form."""
+    output = tmp_path / "run"
+    common = [*CLIPS, f"--data.video.manifest={clips}", f"--run.output={output}"]
+    old = ["--nda.encoder=key", "--nda.norm=own", "--nda.weight=1.0"]
+    assert (
+        call(RECIPE, *common, *old, "--run.max_steps=2", "--optim.schedule=constant").returncode
+        == 0
+    )
+    begun = (output / "config.yaml").read_text()
+    again = call(RECIPE, *common, "--run.max_steps=4", "--optim.schedule=constant")
+    assert again.returncode == 0, again.stderr
+    assert "goes on with nda.encoder=key, nda.norm=own, nda.weight=1.0 as begun" in again.stdout
+    assert [r["step"] for r in processes.records(output) if "loss" in r] == [1, 2, 3, 4]
+    kept = {
+        line for line in begun.splitlines() if line.startswith(("  encoder", "  norm", "  weight:"))
+    }
+    assert kept <= set((output / "config.yaml").read_text().splitlines())
+    other = call(
+        RECIPE, *common, "--run.max_steps=6", "--nda.weight=4.0", "--optim.schedule=constant"
+    )
+    assert other.returncode != 0 and "nda.weight was 1.0, is 4.0" in other.stderr
