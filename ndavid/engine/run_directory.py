@@ -23,6 +23,7 @@ FREE_KEYS = (
     "run.epochs",
     "run.max_steps",
     "run.resume",
+    "run.resume_elsewhere",
     "run.save_every_steps",
     "run.keep_checkpoints",
     "run.log_every",
@@ -30,6 +31,16 @@ FREE_KEYS = (
     "run.data_timeout",
     "run.trackers",
     "run.max_bad_fraction",
+)
+# Free with run.resume_elsewhere: how a step is computed and shared out, not what it learns from.
+ELSEWHERE_KEYS = (
+    "run.batch_size",
+    "run.device",
+    "run.precision",
+    "run.compile",
+    "run.channels_last",
+    "run.find_unused_parameters",
+    "optim.accumulate_steps",
 )
 # Whole names: the folder of a script that makes several runs.
 FREE_NAMES = ("output",)
@@ -109,7 +120,12 @@ def find_start(output: Path, resume: str, say: Callable[[str], object]) -> Path 
 
 
 def check_same_config(
-    checkpoint_path: Path, config_yaml: str, *, defaults_yaml: str = "", same_data: bool = False
+    checkpoint_path: Path,
+    config_yaml: str,
+    *,
+    defaults_yaml: str = "",
+    same_data: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Refuses to go on with a config that would compute something else.
 
@@ -119,6 +135,7 @@ def check_same_config(
         defaults_yaml: the config's defaults. A key that is newer than the run counts as its
             default there, which for a new key is what was done before there was one.
         same_data: whether the data is known to be the same, wherever it lies now.
+        elsewhere: whether it may be another machine, with batches of another size.
 
     Raises:
         ConfigError: names the keys that differ, with both values.
@@ -139,7 +156,9 @@ def check_same_config(
         f"{' (the default; the run is older than this key)' if key in since else ''}"
         f", is {now.get(key, 'absent')!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key, same_data)
+        if before.get(key) != now.get(key)
+        and not _is_free(key, same_data)
+        and not (elsewhere and _ends_with(key, ELSEWHERE_KEYS))
     ]
     if different:
         raise ConfigError(
@@ -177,8 +196,11 @@ def superseded(
 
 
 def _is_free(key: str, same_data: bool) -> bool:
-    inner = any(key == free or key.endswith(f".{free}") for free in FREE_KEYS)
-    return inner or key in FREE_NAMES or (same_data and key in PLACES)
+    return _ends_with(key, FREE_KEYS) or key in FREE_NAMES or (same_data and key in PLACES)
+
+
+def _ends_with(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.endswith(f".{name}") for name in names)
 
 
 def check_same_data(checkpoint_path: Path, saved: Mapping[str, Any], digest: str | None) -> bool:
@@ -232,8 +254,24 @@ def check_same_position(
         if saved.get(name) != value:
             raise CheckpointError(
                 f"{checkpoint_path}: was written with {name} {saved.get(name)}, "
-                f"this run has {value}: the order of the data would change"
+                f"this run has {value}: the order of the data would change; set it back, or go on "
+                "from the last epoch's start, not equal to the bit, with run.resume_elsewhere: true"
             )
+
+
+def check_same_samples(
+    checkpoint_path: Path, saved: Mapping[str, Any], now: dict[str, int]
+) -> None:
+    """Refuses to go on with another number of samples, which is other data anywhere.
+
+    Raises:
+        CheckpointError: the number differs.
+    """
+    if saved.get("num_samples") != now["num_samples"]:
+        raise CheckpointError(
+            f"{checkpoint_path}: was written with num_samples {saved.get('num_samples')}, this run "
+            f"has {now['num_samples']}: it is other data; choose another run.output"
+        )
 
 
 def write_config(output: Path, config_yaml: str) -> None:

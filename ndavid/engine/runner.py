@@ -55,6 +55,7 @@ from ndavid.engine.loader import (
 from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.optim import OptimConfig, lr_factor, set_lr
+from ndavid.engine.position import Position, describe_move
 from ndavid.engine.records import StepRecords
 from ndavid.engine.rng import derive_seed, generator
 from ndavid.engine.shard_sampler import ShardSampler
@@ -100,6 +101,9 @@ class RunConfig:
     """auto takes a GPU if there is one"""
     resume: str = "auto"
     """auto (newest whole checkpoint of this output), never, or a run's or a checkpoint's path"""
+    resume_elsewhere: bool = False
+    """let a run go on with another number of processes, batch size or device: from the start of the
+    epoch it was in, not equal to the bit, and said in its log, environment and evaluations"""
     save_every_steps: int = 1000
     """optimizer steps between checkpoints; one is also written at the end and on SIGTERM/SIGINT"""
     keep_checkpoints: int = 2
@@ -340,8 +344,8 @@ class _Loop:
             pin_memory=self.device.type == "cuda",
         )
         self.closing.callback(close_loader, self.loader)
-        self.steps_per_epoch = len(self.sampler) // self.batches_per_step
-        if not self.steps_per_epoch:
+        self.position = Position(len(self.sampler) // self.batches_per_step)
+        if not self.position.steps_per_epoch:
             needed = self.batches_per_step * run.batch_size * world_size()
             raise ConfigError(
                 f"a step reads {self.batches_per_step} batches (optim.accumulate_steps "
@@ -349,10 +353,8 @@ class _Loop:
                 "run.batch_size or how many batches a step reads"
             )
         if isinstance(self.sampler, ShardSampler) and self.is_main:
-            say(self.sampler.summary(self.steps_per_epoch * self.batches_per_step))
-        self.total_steps = run.epochs * self.steps_per_epoch
-        if run.max_steps is not None:
-            self.total_steps = min(self.total_steps, run.max_steps)
+            say(self.sampler.summary(self.position.steps_per_epoch * self.batches_per_step))
+        self.total_steps = self.position.total(run.epochs, run.max_steps)
         self.bad_clips = BadClips(len(dataset), run.max_bad_fraction)
         self.damaged_clips = ClipLedger(DAMAGED_FILE_NAME)
         self.data_digest: str | None = getattr(dataset, "digest", None)
@@ -383,6 +385,8 @@ class _Loop:
                 world_size=world_size(),
                 precision=self.run.precision,
             )
+            if self.position.moves:
+                description["moves"] = list(self.position.moves)
             environment.write(self.output, description)
         return step
 
@@ -404,10 +408,14 @@ class _Loop:
         state = loaded.state
         same_data = run_directory.check_same_data(path, state, self.data_digest)
         run_directory.check_same_config(
-            path, self.config_yaml, defaults_yaml=self.defaults_yaml, same_data=same_data
+            path,
+            self.config_yaml,
+            defaults_yaml=self.defaults_yaml,
+            same_data=same_data,
+            elsewhere=self.run.resume_elsewhere,
         )
-        run_directory.check_same_position(path, state, self._data_order())
-        if self.optim.schedule == "cosine":
+        moved = self._take_position(path, loaded.step, state)
+        if self.optim.schedule == "cosine" and not moved:
             run_directory.check_same_length(path, state, self.total_steps)
         try:
             self.method.load_state_dict(loaded.model)
@@ -428,7 +436,24 @@ class _Loop:
             self.saved = path
         if self.is_main:
             say(f"resumed from {path}")
+            if moved:
+                say(f"this run {describe_move(self.position.moves[-1])}")
         return loaded.step
+
+    def _take_position(self, path: Path, step: int, state: dict[str, Any]) -> bool:
+        """Goes on at the checkpoint's place in the data; True where that had to move."""
+        now = self._data_order()
+        length = state.get("steps_per_epoch", self.position.steps_per_epoch)
+        same = all(state.get(name) == value for name, value in now.items())
+        moved = self.run.resume_elsewhere and (not same or length != self.position.steps_per_epoch)
+        if moved:
+            run_directory.check_same_samples(path, state, now)
+            self.position = self.position.moved(path, step, state, now)
+        else:
+            run_directory.check_same_position(path, state, now)
+            self.position = self.position.resumed(state)
+        self.total_steps = self.position.total(self.run.epochs, self.run.max_steps)
+        return moved
 
     def _data_order(self) -> dict[str, int]:
         """What the order of the data depends on beside the config."""
@@ -468,8 +493,9 @@ class _Loop:
                 step += 1
                 if on_steps is not None and step % on_steps.every == 0:
                     self._pause(step, on_steps.call, f"step {step}")
-                if step % self.steps_per_epoch == 0 and on_epoch_end is not None:
-                    self._pause(step, on_epoch_end, f"epoch {step // self.steps_per_epoch}")
+                epoch, begun = self.position.of(step)
+                if not begun and on_epoch_end is not None:
+                    self._pause(step, on_epoch_end, f"epoch {epoch}")
                 if self._save_or_leave(step) and step < self.total_steps:
                     self._look(step, on_save)
                 if step == self.total_steps:
@@ -483,13 +509,13 @@ class _Loop:
 
         Ends early where a signal came while a rank waited for data.
         """
-        epoch, first = divmod(step, self.steps_per_epoch)
+        epoch, first = self.position.of(step)
         self.sampler.set_position(epoch, first * self.batches_per_step)
         stream = batches(
             self.loader, limit=self.run.data_timeout, stopped=lambda: bool(self.stop.number)
         )
-        for done in range(first, self.steps_per_epoch):
-            group = self._fetch(stream, epoch * self.steps_per_epoch + done + 1)
+        for later in range(self.position.steps_per_epoch - first):
+            group = self._fetch(stream, step + later + 1)
             if group is None:
                 return
             yield group
@@ -521,10 +547,10 @@ class _Loop:
     def _step(self, step: int, group: list[dict[str, Any]]) -> None:
         """One optimizer step; ``step`` counts those done before it."""
         lr = self.optim.lr * lr_factor(
-            step,
+            self.position.in_epochs(step),
             self.optim,
-            steps_per_epoch=self.steps_per_epoch,
-            total_steps=self.total_steps,
+            steps_per_epoch=self.position.steps_per_epoch,
+            total_steps=self.position.in_epochs(self.total_steps),
         )
         for optimizer in self.optimizers.values():
             set_lr(optimizer, lr)
@@ -633,7 +659,7 @@ class _Loop:
         # Read after the transfer, which waited for the steps, so that timings are true.
         timings = self.watch.read(self.run.batch_size * world_size() * self.batches_per_step)
         for record in records:
-            epoch = (record.step - 1) // self.steps_per_epoch
+            epoch, _ = self.position.of(record.step - 1)
             self.tracker.log(record.step, epoch, record.values | timings, at=record.time)
         self.tracker.advance(records[-1].step, records[-1].values | timings)
 
@@ -672,7 +698,7 @@ class _Loop:
         metrics = self._together(lambda: hook(self._pause_at(step)))
         values = {f"val/{name}": float(value) for name, value in metrics.items()}
         if values:
-            self.tracker.log(step, (step - 1) // self.steps_per_epoch, values)
+            self.tracker.log(step, self.position.of(step - 1)[0], values)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             self.tracker.say(f"{when}  {shown}")
         self.model.train()
@@ -689,7 +715,7 @@ class _Loop:
     def _pause_at(self, step: int) -> Pause:
         ema = None if self.ema is None else self.ema.module
         show = functools.partial(self.tracker.show, step)
-        epoch = step // self.steps_per_epoch
+        epoch, _ = self.position.of(step)
         return Pause(
             epoch, step, self.method, ema, self.device, self.output, show, self.total_steps
         )
@@ -745,6 +771,7 @@ class _Loop:
             "total_steps": self.total_steps,
             "ema_start": self.ema_start,
             "data_digest": self.data_digest,
+            **self.position.state(),
             **self._data_order(),
         }
         try:

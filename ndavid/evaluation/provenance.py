@@ -6,6 +6,7 @@ their labels. Numbers on those videos are then not numbers on unseen videos, and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from ndavid.data.clip_sets import clip_records
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.shard_index import locate
+from ndavid.engine.position import describe_move
 from ndavid.errors import CheckpointError, NdavidError
 from ndavid.evaluation.image_views import chosen_classes, share_images
 from ndavid.evaluation.report import Picture
@@ -38,6 +40,8 @@ class TrainingRun:
     """spec of its negative augmentation; empty for none, or where it has no such thing"""
     as_real: str = ""
     """of a GAN: operations that its discriminator saw real images through"""
+    moves: tuple[str, ...] = ()
+    """where it went on with another number of processes or the like, one sentence each"""
 
     @property
     def manifest(self) -> str:
@@ -134,7 +138,17 @@ def training_run(checkpoint: str) -> TrainingRun | None:
         data=_data_keys(values),
         nda=_word(values, "nda", "spec"),
         as_real=" and ".join(filter(None, as_real)),
+        moves=_moves(run / "environment.json"),
     )
+
+
+def _moves(environment: Path) -> tuple[str, ...]:
+    """What a run's environment says of its moves; none where it says nothing that can be read."""
+    try:
+        found = json.loads(environment.read_text(encoding="utf-8")).get("moves", [])
+        return tuple(f"The pretraining {describe_move(move)}." for move in found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
 
 
 def _word(values: Mapping[str, Any], section: str, key: str) -> str:
@@ -191,14 +205,14 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) 
     }
     if seen is None:
         note = f"The weights come from {where}, which cannot be read here: overlap not checked."
-        return Provenance(details, (note,))
+        return Provenance(details, (note, *run.moves))
     if seen:
         note = (
             f"LEAK: {seen} of the {len(tested)} test videos of fold {fold} were in the pretraining "
             f"data ({where}). Pretrain once a fold, and put {_FOLD} into the checkpoint's path."
         )
-        return Provenance(details, (note,))
-    return Provenance(details)
+        return Provenance(details, (note, *run.moves))
+    return Provenance(details, run.moves)
 
 
 def trace_images(checkpoint: str, tested: ImageDataConfig, count: int) -> Provenance:
@@ -224,7 +238,7 @@ def trace_images(checkpoint: str, tested: ImageDataConfig, count: int) -> Proven
         "test_images_seen": count if leak else 0,
     }
     note = f"LEAK: the weights were trained on the {count} test images ({where})."
-    return Provenance(details, (note,) if leak else ())
+    return Provenance(details, (note, *run.moves) if leak else run.moves)
 
 
 def _unrecorded(unit: str) -> Provenance:
