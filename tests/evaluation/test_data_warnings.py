@@ -130,7 +130,7 @@ def test_a_file_that_was_not_prepared_stops_every_evaluation(
     assert "views.on_changed: warn" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(DataError, match=match):
         run_finetune(finetune(prepared, tmp_path / "ft"))
-    assert not (tmp_path / "ft").exists(), "found out before training"
+    assert not list(tmp_path.glob("ft/fold_1/*")), "found out before training"
 
 
 def test_a_changed_file_is_read_where_one_says_so(prepared: Path, tmp_path: Path) -> None:
