@@ -13,12 +13,13 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import (
     Any,
@@ -278,7 +279,10 @@ def _check_entries(cls: type, values: object, source: str, key: str) -> None:
     parser.add_class_arguments(cls)
     for number, entry in enumerate(values):
         _check_keys(cls, entry, source, f"{key}[{number}]", [])
-        _guarded(cls, f"{source}: {key}[{number}]", functools.partial(parser.parse_object, entry))
+        where = f"{source}: {key}[{number}]"
+        namespace = _guarded(cls, where, functools.partial(parser.parse_object, entry))
+        # Its own checks run here too: inside the list they would be reported as a wrong type.
+        _build(cls, namespace, f"{key}[{number}].")
 
 
 def _walk_types(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -349,7 +353,7 @@ def _kind_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
-def _build(cls: type[T], namespace: Any) -> T:
+def _build(cls: type[T], namespace: Any, prefix: str = "") -> T:
     """Namespace -> dataclass, so that ``__post_init__`` checks run once on the final values."""
     hints = get_type_hints(cls)
     values = {}
@@ -357,8 +361,31 @@ def _build(cls: type[T], namespace: Any) -> T:
         value = getattr(namespace, field.name)
         group, element = _dataclass_of(hints[field.name]), _element_of(hints[field.name])
         if group is not None and value is not None:
-            value = _build(group, value)
+            value = _build(group, value, f"{prefix}{field.name}.")
         elif element is not None:
-            value = [_build(element, entry) for entry in value]
+            value = [
+                _build(element, entry, f"{prefix}{field.name}[{number}].")
+                for number, entry in enumerate(value)
+            ]
+        else:
+            _check_numbers(f"{prefix}{field.name}", value)
         values[field.name] = value
-    return cls(**values)
+    try:
+        return cls(**values)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(_with_group(str(error), prefix, values)) from error
+
+
+def _check_numbers(key: str, value: object) -> None:
+    """Refuses what no key means and torch cannot hold: NaN, infinity, integers beyond 64 bits."""
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"'{key}' must be a finite number, not {number}")
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise ConfigError(f"'{key}' must be a number of at most 64 bits, not {number}")
+
+
+def _with_group(message: str, prefix: str, names: Mapping[str, Any]) -> str:
+    """Completes the key that a dataclass's own check names without knowing what it is part of."""
+    first = re.match(r"\w+", message)
+    return f"{prefix}{message}" if first and first[0] in names else message

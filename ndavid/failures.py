@@ -38,7 +38,11 @@ _CURES = {
     errno.EAGAIN: "the system starts no more processes: lower num_workers (see ulimit -u)",
     errno.ENOMEM: "lower the batch size or num_workers",
 }
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|Cannot allocate memory", re.I)
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|Cannot allocate memory"
+    r"|Storage size calculation overflow|integer multiplication overflow|Invalid size .* bytes",
+    re.I,
+)
 _LOST_RANK = re.compile(
     r"gloo.*(closed by peer|reset by peer|timed out|timeout|refused|read error|broken pipe)"
     r"|Connection (closed|reset) by (remote )?peer|NCCL.*(remote process exited|abort|timeout)"

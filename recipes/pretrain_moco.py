@@ -29,6 +29,7 @@ from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
 from ndavid.methods.nda_config import MOCO_DEFAULTS_BEFORE, MocoNdaConfig
 from ndavid.models.moco import MocoConfig
+from ndavid.ranges import POSITIVE, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,9 @@ class ObjectiveConfig:
     """Divides the cosines (MoCo v2's)."""
     symmetric: bool = False
     """Each view is a query and a key once."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, temperature=POSITIVE)
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ndavid"
 
 # What may be imported by every room: leaves that import nothing of ours but the errors.
-COMMON = {"errors", "collectives", "checkpoint_files", "locks", "progress", "interruption"}
+COMMON = {
+    "errors",
+    "collectives",
+    "checkpoint_files",
+    "locks",
+    "ranges",
+    "progress",
+    "interruption",
+}
 ALLOWED = {
     "errors": set(),
     "collectives": set(),
@@ -20,9 +28,10 @@ ALLOWED = {
     "checkpoint_files": {"errors"},
     "locks": {"errors"},
     "failures": {"errors"},
+    "ranges": {"errors"},
     "config": {"errors", "failures"},
     "nda": {"errors"},
-    "data": {"errors", "locks"},
+    "data": {"errors", "locks", "ranges"},
     "models": COMMON,
     "losses": COMMON,
     "methods": COMMON | {"nda", "models", "losses"},

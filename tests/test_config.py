@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import subprocess
 import sys
@@ -20,6 +21,14 @@ from ndavid.config import from_yaml, parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import ConfigError, DataError
+from ndavid.ranges import (
+    AT_LEAST_1,
+    POSITIVE,
+    SHARE_BELOW_1,
+    check_ranges,
+    check_workers,
+    most_workers,
+)
 
 
 @dataclass(kw_only=True)
@@ -209,6 +218,71 @@ def test_checks_of_the_dataclass_see_the_final_values(tmp_path: Path) -> None:
     assert parse(OptimConfig, ["--config", str(file), "--lr", "1"]).lr == 1.0
     with pytest.raises(ConfigError, match="lr must be above 0"):
         parse(OptimConfig, ["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("optim: {lr: .nan}", "'optim.lr' must be a finite number, not nan"),
+        ("optim: {lr: -.inf}", "'optim.lr' must be a finite number, not -inf"),
+        ("optim: {betas: [0.9, .nan]}", "'optim.betas' must be a finite number"),
+        ("seed: 9223372036854775808", "'seed' must be a number of at most 64 bits"),
+        ("optim: {milestones: [1, -99999999999999999999]}", "'optim.milestones' must be a number"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(text: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_yaml(Config, text)
+    assert named in str(error.value)
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """A part that checks its own numbers."""
+
+    count: int = 1
+    share: float | None = None
+    rates: list[float] = field(default_factory=list)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, count=AT_LEAST_1, share=SHARE_BELOW_1, rates=POSITIVE)
+        check_workers(self, name="workers")
+
+
+@dataclass(kw_only=True)
+class Whole:
+    """A config of such parts."""
+
+    part: Checked = field(default_factory=Checked)
+    parts: list[Checked] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("part: {count: 0}", "part.count must be at least 1, not 0"),
+        ("part: {share: 1.0}", "part.share must be in [0, 1), not 1.0"),
+        ("part: {rates: [1, 0]}", "part.rates must be above 0, not 0"),
+        ("parts: [{}, {count: -1}]", "parts[1].count must be at least 1, not -1"),
+        ("part: {workers: -1}", "part.workers must be at least 0, not -1"),
+        ("part: {workers: 1000000}", f"part.workers must be at most {most_workers()} on this"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_group(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_yaml(Whole, text)
+    assert str(error.value).startswith(said)
+
+
+def test_ranges_hold_at_their_ends() -> None:
+    check_ranges(Checked(count=1, share=0.0, rates=[1e-9]), share=SHARE_BELOW_1)
+    for run in ({"num_workers": 10**6}, {"num_workers": -1}, {"data_timeout": -1.0}):
+        with pytest.raises(ConfigError, match=f"run.{next(iter(run))} must be at"):
+            RunConfig(**run)
+    for optim in ({"momentum": 1.5}, {"betas": [0.9, 1.0]}, {"lr": math.nan}, {"gamma": 0.0}):
+        with pytest.raises(ConfigError, match=f"optim.{next(iter(optim))} must be"):
+            OptimConfig(**optim)
 
 
 @settings(deadline=None)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from ndavid.errors import ConfigError
+from ndavid.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_ranges
 
 Preset = Literal["dpc", "dpc_k400", "finetune", "moco_v2", "moco_v2_small", "linear", "none"]
 
@@ -66,6 +67,23 @@ class AugmentConfig:
     per_frame_jitter: bool | None = None
     blur: float | None = None
     blur_sigma: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            size=AT_LEAST_1,
+            crop_scale=POSITIVE,
+            crop_ratio=POSITIVE,
+            flip=SHARE,
+            gray=SHARE,
+            jitter=SHARE,
+            brightness=NOT_NEGATIVE,
+            contrast=NOT_NEGATIVE,
+            saturation=NOT_NEGATIVE,
+            hue=Range(0, 0.5),
+            blur=SHARE,
+            blur_sigma=NOT_NEGATIVE,
+        )
 
 
 _DPC = AugmentConfig(

@@ -27,6 +27,7 @@ from ndavid.data.shard_store import ShardStore
 from ndavid.data.transforms import ClipTransform
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError, DecodeError
+from ndavid.ranges import AT_LEAST_1, check_ranges
 
 Damaged = Literal["report", "bad"]
 
@@ -58,6 +59,9 @@ class VideoDataConfig:
     frame_stride: int = 3
     short: Literal["loop", "pad", "drop"] = "loop"
     damaged: Literal["report", "bad"] = "report"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, fold=AT_LEAST_1, frame_stride=AT_LEAST_1)
 
 
 class ViewTransform(Protocol):

@@ -27,6 +27,7 @@ from ndavid.data.seeded_dataset import SeededDataset
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, MultiViewClips, VideoDataConfig
 from ndavid.errors import ConfigError
+from ndavid.ranges import AT_LEAST_1, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -43,6 +44,9 @@ class ViewsDataConfig:
     """all views of a video show the same frames; else each draws its own start"""
     augment_on: Literal["workers", "device"] = "workers"
     """workers, sample by sample; device, in batches: for image sets of one small size"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, num_frames=AT_LEAST_1)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ndavid.config import nearest
 from ndavid.errors import ConfigError
+from ndavid.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -66,6 +67,18 @@ class OptimConfig:
         _require(clip is None or clip > 0, "optim.clip_grad_norm must be above 0")
         cosine_steps = self.schedule == "cosine" and bool(self.milestones)
         _require(not cosine_steps, "optim.milestones belong to schedule: constant")
+        check_ranges(
+            self,
+            "optim",
+            lr=POSITIVE,
+            weight_decay=NOT_NEGATIVE,
+            momentum=SHARE,
+            betas=SHARE_BELOW_1,
+            milestones=AT_LEAST_1,
+            gamma=POSITIVE,
+            clip_grad_norm=POSITIVE,
+            encoder_lr_scale=NOT_NEGATIVE,
+        )
         increasing = self.milestones == sorted(set(self.milestones))
         _require(increasing, f"optim.milestones must increase, not {self.milestones}")
 

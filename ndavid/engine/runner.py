@@ -79,6 +79,7 @@ from ndavid.engine.turns import (
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError, printable
 from ndavid.interruption import command_again
 from ndavid.locks import hold
+from ndavid.ranges import check_workers
 
 
 @dataclass(kw_only=True)
@@ -135,7 +136,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, least in [
             ("epochs", 1), ("batch_size", 1), ("save_every_steps", 1),
-            ("keep_checkpoints", 0), ("log_every", 1), ("num_workers", 0), ("max_steps", 1),
+            ("keep_checkpoints", 0), ("log_every", 1), ("max_steps", 1),
             ("ema_start_step", 0), ("data_timeout", 0),
         ]:  # fmt: skip
             value = getattr(self, name)
@@ -144,6 +145,7 @@ class RunConfig:
         for name in ("max_bad_fraction", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"run.{name} must be between 0 and 1, not {getattr(self, name)}")
+        check_workers(self, "run")
         if not self.output:
             raise ConfigError("run.output must name a folder")
 

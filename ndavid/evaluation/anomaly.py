@@ -69,6 +69,7 @@ from ndavid.evaluation.report import Picture, write_outputs
 from ndavid.models.release import LoadedGan, load_gan
 from ndavid.models.spectral_norm import shared_spectral_norm
 from ndavid.progress import Progress
+from ndavid.ranges import AT_LEAST_1, check_ranges, check_workers
 
 SCORES_FILE = "scores.safetensors"
 
@@ -124,6 +125,8 @@ class AnomalyConfig:
         for name in ("corruptions", "severities"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ConfigError(f"{name}: name each once, not {getattr(self, name)}")
+        check_ranges(self, batch_size=AT_LEAST_1)
+        check_workers(self)
         if self.max_images < 0 or self.resamples < 2:
             raise ConfigError("max_images must not be negative, and resamples be at least 2")
 

@@ -49,6 +49,7 @@ from ndavid.evaluation.settings import TrainingConfig, VideoConfig
 from ndavid.evaluation.training import Trial, build_method, training_yaml
 from ndavid.evaluation.views import describe, labelled, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
+from ndavid.ranges import AT_LEAST_1, check_ranges
 
 # Keys that only matter after training.
 _TEST_KEYS = (
@@ -75,6 +76,7 @@ class FinetuneConfig(VideoConfig, TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_training(self.views.size)
+        check_ranges(self, paper_batch_size=AT_LEAST_1)
         if self.protocol == "paper_compat" and self.validation:
             raise ConfigError("paper_compat chooses the epoch on test videos: set validation: 0")
         if self.mode == "scratch" and self.checkpoint:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, image_eval_transform, open_images
 from ndavid.data.worker_errors import data_errors_leave_workers
-from ndavid.errors import ConfigError, DataError
+from ndavid.errors import DataError
 from ndavid.evaluation.protocol import Protocol
+from ndavid.ranges import AT_LEAST_1, check_ranges, check_workers
 
 # Sources that are whatever their root holds.
 _OWN = ("folder", "flat", "packed")
@@ -36,8 +37,8 @@ class ImageViewsConfig:
     """loader processes; 0 is fastest for small images, which lie in memory"""
 
     def __post_init__(self) -> None:
-        if self.views_per_batch < 1 or self.num_workers < 0:
-            raise ConfigError("views_per_batch must be at least 1, num_workers not negative")
+        check_ranges(self, size=AT_LEAST_1, resize=AT_LEAST_1, views_per_batch=AT_LEAST_1)
+        check_workers(self)
         image_eval_transform(self.size, resize=self.resize)
 
 

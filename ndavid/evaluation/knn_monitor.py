@@ -23,6 +23,7 @@ from ndavid.engine.runner import Pause
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.neighbours import TEMPERATURE, vote
+from ndavid.ranges import POSITIVE, check_ranges, check_workers
 
 # Of a small set, this share asks and the rest is the gallery.
 _MAX_QUERY_SHARE = 0.2
@@ -50,12 +51,12 @@ class KnnMonitorConfig:
     def __post_init__(self) -> None:
         for name, least in [
             ("every", 0), ("k", 1), ("samples", 1), ("queries", 1),
-            ("batch_size", 1), ("num_workers", 0),
+            ("batch_size", 1),
         ]:  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature must be above 0, not {self.temperature}")
+        check_workers(self)
+        check_ranges(self, temperature=POSITIVE)
 
 
 class IndexedDataset(Protocol):

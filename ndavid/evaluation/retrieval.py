@@ -34,6 +34,7 @@ from ndavid.evaluation.neighbours import too_many_neighbours
 from ndavid.evaluation.outcomes import outcomes_of
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
+from ndavid.ranges import NOT_NEGATIVE, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -58,6 +59,7 @@ class RetrievalConfig(FrozenVideosConfig):
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise ConfigError(f"ks must be at least 1, not {self.ks}")
+        check_ranges(self, num_examples=NOT_NEGATIVE, num_neighbours=NOT_NEGATIVE)
         super().__post_init__()
 
 

@@ -18,6 +18,7 @@ from ndavid.errors import ConfigError
 from ndavid.evaluation.image_views import ImageViewsConfig
 from ndavid.evaluation.pretrained import ClassifierConfig, EncoderConfig
 from ndavid.evaluation.views import ViewsConfig
+from ndavid.ranges import SHARE_BELOW_1, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -107,6 +108,7 @@ class TrainingConfig(EvaluationConfig):
 
     def check_training(self, size: int) -> None:
         """Raises ConfigError on values out of range, or another size than that of the views."""
+        check_ranges(self, label_smoothing=SHARE_BELOW_1)
         if self.validate_every < 1 or not 0 <= self.validation < 1:
             raise ConfigError("validate_every must be at least 1, and validation in [0, 1)")
         if self.augment.size != size:

@@ -14,6 +14,7 @@ from ndavid.data.video import ViewsDataset
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.prepared_files import OnChanged
 from ndavid.evaluation.protocol import Protocol
+from ndavid.ranges import check_workers
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class ViewsConfig:
         for name in ("size", "clips", "views_per_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_workers(self)
         self.sampler()
 
     def sampler(self) -> ClipSampler:
