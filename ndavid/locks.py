@@ -56,6 +56,8 @@ def hold(
 ) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made where it is missing.
 
+    A folder that was made for this, and into which nothing was written, is gone afterwards.
+
     Inside one process it may be nested; only the outermost counts.
 
     Args:
@@ -67,12 +69,18 @@ def hold(
         DataError: the folder cannot be made or written.
     """
     folder = Path(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(folder, f"cannot write there: {error.strerror}") from error
-    with _hold(folder, folder / LOCK_FILE, way_out):
-        yield
+    try:
+        with _hold(folder, folder / LOCK_FILE, way_out):
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # refuses a folder that holds anything
 
 
 @contextlib.contextmanager

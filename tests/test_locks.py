@@ -80,7 +80,7 @@ def test_it_nests_in_one_process_and_leaves_nothing(tmp_path: Path) -> None:
             pass
         with lock.open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert list(folder.iterdir()) == [] and not locks._held
+    assert not folder.exists() and not locks._held
 
 
 def test_a_lock_file_that_is_removed_while_another_waits_for_it_is_opened_anew(
@@ -132,3 +132,16 @@ def test_what_is_no_folder_is_one_line(tmp_path: Path) -> None:
     for taken in (locks.hold(tmp_path / "file"), locks.hold_file(tmp_path / "file" / "x.npz")):
         with pytest.raises(DataError, match=r"cannot write there: (File exists|Not a dir)"):
             taken.__enter__()
+
+
+def test_a_folder_into_which_nothing_was_written_is_gone_afterwards(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), locks.hold(tmp_path / "new"):
+        raise ValueError
+    assert not (tmp_path / "new").exists()
+    with locks.hold(tmp_path / "used"):
+        (tmp_path / "used" / "result.json").touch()
+    assert (tmp_path / "used" / "result.json").exists()
+    (tmp_path / "old").mkdir()
+    with locks.hold(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").exists()

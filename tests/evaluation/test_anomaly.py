@@ -340,7 +340,8 @@ def test_sets_may_be_given_names() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_says_how_to_run_it_and_what_to_expect(path: Path) -> None:
     settings = from_yaml(AnomalyConfig, path)
-    assert settings.output == f"runs/{path.stem}" and settings.data.split == "test"
+    assert settings.output == "", "it would be one folder for every checkpoint"
+    assert settings.data.split == "test"
     assert parse_others(settings.others) or settings.corruptions
     assert settings.nda
     header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
