@@ -35,6 +35,8 @@ def test_what_is_kept_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["eval/knn.py", "--output", "out"])
+    # A shell that starts tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def main() -> None:
         with kept_when_interrupted("finished features are kept in out"):

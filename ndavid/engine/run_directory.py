@@ -74,7 +74,7 @@ def check_folder(output: Path, config_yaml: str) -> None:
         why = foreign_files(output, names, way_out)
     if not why and file.exists() and config_yaml:
         try:
-            before = flatten(yaml.safe_load(file.read_text(encoding="utf-8")))
+            before = flatten(yaml.safe_load(file.read_text(encoding="utf-8-sig")))
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
             return  # damaged: `check_same_config` says so, where there is something to go on from
         now = flatten(yaml.safe_load(config_yaml))
@@ -186,7 +186,12 @@ def superseded(
     if not file.exists():
         return {}
     before, now, defaults = (
-        flatten(yaml.safe_load(text)) for text in (file.read_text(), config_yaml, defaults_yaml)
+        flatten(yaml.safe_load(text))
+        for text in (
+            file.read_text(encoding="utf-8-sig"),
+            config_yaml,
+            defaults_yaml,
+        )
     )
     return {
         key: old

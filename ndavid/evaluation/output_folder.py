@@ -152,7 +152,7 @@ def check_folder(folder: Path, task: str, default: Any = None) -> None:
 def _stored_result(file: Path) -> Mapping[str, Any] | None:
     """What ``result.json`` says; None where there is none, or it is not ours."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
         return values if {"task", "metrics", "protocol"} <= values.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -145,7 +145,7 @@ def training_run(checkpoint: str) -> TrainingRun | None:
 def _moves(environment: Path) -> tuple[str, ...]:
     """What a run's environment says of its moves; none where it says nothing that can be read."""
     try:
-        found = json.loads(environment.read_text(encoding="utf-8")).get("moves", [])
+        found = json.loads(environment.read_text(encoding="utf-8-sig")).get("moves", [])
         return tuple(f"The pretraining {describe_move(move)}." for move in found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
