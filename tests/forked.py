@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import subprocess
@@ -32,6 +33,9 @@ PRELOADED = [
     "ndavid.methods.moco",
 ]
 _CONTEXT = multiprocessing.get_context("forkserver")
+# Whoever asks first reads an exit code from a pipe, which gives it once: a second thread that asks
+# at the same moment is told 255. Starting a process asks after all the others.
+_READING = threading.Lock()
 
 
 class Forked:
@@ -48,23 +52,25 @@ class Forked:
             target=_run,
             args=(str(script), list(arguments), str(cwd), dict(env), *map(str, self._texts)),
         )
-        self._process.start()
+        with _READING:
+            self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        with _READING:
+            return self._process.exitcode
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.returncode
 
     def kill(self) -> None:
         self._process.kill()
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        code = self._process.exitcode
+        multiprocessing.connection.wait([self._process.sentinel], timeout)
+        code = self.returncode
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return code

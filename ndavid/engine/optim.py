@@ -20,7 +20,7 @@ from torch import nn
 
 from ndavid.config import nearest
 from ndavid.errors import ConfigError
-from ndavid.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, check_ranges
+from ndavid.ranges import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,8 @@ class OptimConfig:
             weight_decay=NOT_NEGATIVE,
             momentum=SHARE,
             betas=SHARE_BELOW_1,
-            milestones=AT_LEAST_1,
+            # A detector gives exact fractions of an epoch; a config holds whole ones.
+            milestones=POSITIVE,
             gamma=POSITIVE,
             clip_grad_norm=POSITIVE,
             encoder_lr_scale=NOT_NEGATIVE,
