@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 
 help:
 	@echo "make demo       pretrain, fine-tune and report on synthetic clips (about 10 minutes, 2 cores)"
-	@echo "make test       lint and the test suite (under 15 minutes, 2 cores, no GPU)"
+	@echo "make test       lint and the test suite (about 10 minutes, 2 cores, no GPU)"
 	@echo "make test-slow  the long tests that 'make test' leaves out"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make bench      one table of speed ratios, in runs/bench (under 15 minutes, 2 cores)"
@@ -25,9 +25,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python recipes/demo.py
 
-# Two files of tests side by side, a core each.
+# Three files of tests side by side: much of their time is waiting for processes and disks.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

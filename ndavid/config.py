@@ -163,6 +163,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultH
     """Keeps the lines of the description: commands in it are there to be copied."""
 
 
+# Kept: a study reads hundreds of command lines, and setting a parser up takes half of each.
+@functools.cache
 def _parser(cls: type, description: str) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         description=description or (cls.__doc__ or "").split("\n\n")[0],
@@ -271,12 +273,18 @@ def _check_keys(
             _check_entries(element, value, source, dotted)
 
 
+@functools.cache
+def _entry_parser(cls: type) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(cls)
+    return parser
+
+
 def _check_entries(cls: type, values: object, source: str, key: str) -> None:
     """Checks a list of config dataclasses, entry by entry: their errors would name the list."""
     if not isinstance(values, list):
         raise ConfigError(f"{source}: '{key}' must be a list, not {values!r}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(cls)
+    parser = _entry_parser(cls)
     for number, entry in enumerate(values):
         _check_keys(cls, entry, source, f"{key}[{number}]", [])
         where = f"{source}: {key}[{number}]"

@@ -9,7 +9,14 @@ import av
 import numpy as np
 import pytest
 
+# These take longest: begun last, one of them would run on alone.
+LONGEST = ("test_docs", "test_dpc", "test_finetune", "test_precision", "test_study", "test_runner")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

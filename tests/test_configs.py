@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,16 @@ TASKS = {
 }
 
 
+@functools.cache
 def training_config(path: Path):  # type: ignore[no-untyped-def]
+    """Read once for all tests, which do not change it."""
     script, config_class = TRAINING[path.parent.name]
     return from_yaml(getattr(load_script(ROOT / "recipes" / script), config_class), path)
+
+
+@functools.cache
+def study_config(path: Path) -> StudyConfig:
+    return from_yaml(StudyConfig, path)
 
 
 def header(path: Path) -> str:
@@ -130,7 +138,7 @@ def test_evaluation_config(path: Path) -> None:
 def test_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step's script understands its command line: hours later would be late to learn it."""
     monkeypatch.chdir(ROOT)
-    config = from_yaml(StudyConfig, path)
+    config = study_config(path)
     assert f"--config recipes/configs/studies/{path.name}" in header(path)
     assert "# Hardware:" in header(path)
     assert config.title and config.output.startswith("runs/studies/")
@@ -153,7 +161,7 @@ def distinct_steps(config: StudyConfig) -> list[Step]:
 
 
 def test_studies_have_folders_of_their_own() -> None:
-    outputs = [from_yaml(StudyConfig, path).output for path in STUDIES]
+    outputs = [study_config(path).output for path in STUDIES]
     assert len(set(outputs)) == len(outputs)
 
 

@@ -85,10 +85,14 @@ def test_a_run_of_an_evaluator_gets_that_folder(
     given: list[Any] = []
     monkeypatch.setattr(knn, "measure_folds", lambda config, measure: given.append(config))
     monkeypatch.setattr(knn, "pool_confusions", lambda found: found)
-    monkeypatch.setattr(knn, "write_result", lambda found, config: given.append(config))
+
+    def write(found: Any, config: Any) -> None:
+        given.append(config)
+        assert (tmp_path / config.output).is_dir()  # held while it is measured
+
+    monkeypatch.setattr(knn, "write_result", write)
     knn.run(knn.KnnConfig(checkpoint="weights/r18.pth"))
     assert [config.output for config in given] == ["runs/r18-knn"] * 2
-    assert (tmp_path / "runs" / "r18-knn").is_dir()
 
 
 def test_no_config_of_an_evaluator_names_one_folder_for_every_checkpoint() -> None:

@@ -21,6 +21,7 @@ CONFIG = ROOT / "recipes" / "configs" / "dpc" / "demo_r10_nda-temporal.yaml"
 TINY = [
     f"--config={CONFIG}",
     "--augment.size=32",
+    "--model.encoder=resnet2d3d10_half",
     "--model.num_blocks=3",
     "--model.block_len=3",
     "--model.pred_steps=1",

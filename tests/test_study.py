@@ -38,6 +38,7 @@ methods:
       data.fold: "{split}"
       data.frame_stride: 1
       augment.size: 32
+      model.encoder: resnet2d3d10_half
       model.num_blocks: 3
       model.block_len: 3
       model.pred_steps: 1
@@ -58,6 +59,7 @@ measurements:
     config: eval/configs/demo_retrieval.yaml
     overrides:
       manifest: "{clips}"
+      model.encoder: resnet2d3d10_half
       folds: "[{split}]"
       seed: "{seed}"
       views.num_blocks: 3

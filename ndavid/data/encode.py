@@ -18,6 +18,7 @@ from pathlib import Path
 
 import av
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ndavid.data.decode import open_reader, probe
@@ -165,6 +166,8 @@ def _encode(
     height, width = size
     rate = _rate(fps)
     written = 0
+    # One for the file: a frame's own method would set up the conversion anew for each.
+    scaler = VideoReformatter()
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = size
@@ -181,7 +184,7 @@ def _encode(
         for frame in frames:
             pixels = frame.permute(1, 2, 0).contiguous().numpy()
             image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            image = image.reformat(width, height, format="yuv420p", interpolation="AREA")
+            image = scaler.reformat(image, width, height, "yuv420p", interpolation="AREA")
             image.pts = written
             image.time_base = 1 / rate
             container.mux(stream.encode(image))

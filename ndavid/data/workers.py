@@ -64,8 +64,9 @@ def _run_until_broken(
         try:
             while left or running:
                 while left and len(running) < window:
-                    item = left.pop()
-                    running[pool.submit(function, item)] = item
+                    # Taken off only then: a broken pool refuses, and the item is still to do.
+                    future = pool.submit(function, left[-1])
+                    running[future] = left.pop()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     result = future.result()
                     yield running.pop(future), result

@@ -12,7 +12,7 @@ from spans import REST, Spans
 
 from ndavid.engine import runner
 
-ENCODER = "resnet2d3d10"
+ENCODER = "resnet2d3d10_half"
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_other_pixels_are_refused(pixels) -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="blur is a probability"):
+    with pytest.raises(ConfigError, match=r"blur must be in \[0, 1\]"):
         BatchAugment(AugmentConfig(blur=2.0))
 
 

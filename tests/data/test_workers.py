@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
 import pytest
 
+from ndavid.data import workers
 from ndavid.data.workers import Crashed, run_all
 
 # `eval` is the function, since a spawned worker must be able to import it.
@@ -19,6 +23,30 @@ def test_a_worker_that_dies_costs_its_own_item_only():
     results = dict(run_all(eval, items, 2))
     assert isinstance(results.pop(DIE), Crashed)
     assert results == {item: int(item) for item in items if item != DIE}
+
+
+def test_a_pool_that_breaks_while_it_is_given_work_loses_none(monkeypatch):
+    """Another worker may have died since the last result: then the next item is refused."""
+
+    class Refusing:
+        calls = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def submit(self, function, *arguments):
+            Refusing.calls += 1
+            if Refusing.calls == 2:
+                raise BrokenProcessPool("a worker died")
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    monkeypatch.setattr(workers, "_pool", lambda num_workers: Refusing())
+    assert dict(run_all(int, ["1", "2", "3", "4"], 2)) == {"1": 1, "2": 2, "3": 3, "4": 4}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -75,7 +75,7 @@ def measured(manifest: Path, output: Path):
     config = KnnConfig(
         manifest=str(manifest),
         output=str(output),
-        model=ClassifierConfig(encoder="resnet2d3d10", head="pool"),
+        model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=ViewsConfig(num_frames=4, frame_stride=1, size=32, clips=1, crops=1, num_workers=0),
         ks=[1],
     )

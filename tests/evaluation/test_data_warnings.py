@@ -18,7 +18,7 @@ from ndavid.evaluation.knn import KnnConfig, run
 from ndavid.evaluation.pretrained import ClassifierConfig
 from ndavid.evaluation.views import ViewsConfig
 
-MODEL = ClassifierConfig(encoder="resnet2d3d10", head="pool")
+MODEL = ClassifierConfig(encoder="resnet2d3d10_half", head="pool")
 VIEWS = ViewsConfig(
     sampling="dense", num_frames=4, frame_stride=2, size=32, clips=1, crops=1, num_workers=0
 )

@@ -51,7 +51,7 @@ def config(coloured: Path, tmp_path: Path) -> Build:
         base = FinetuneConfig(
             output=str(tmp_path / "out"),
             manifest=str(coloured),
-            model=ClassifierConfig(encoder="resnet2d3d10", head="dpc", dropout=0.1),
+            model=ClassifierConfig(encoder="resnet2d3d10_half", head="dpc", dropout=0.1),
             views=VIEWS,
             augment=AugmentConfig(preset="none", size=32),
             optim=OptimConfig(name="adamw", lr=2e-3, weight_decay=1e-3),
@@ -66,7 +66,7 @@ def config(coloured: Path, tmp_path: Path) -> Build:
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
-    config = DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=3, pred_steps=1)
+    config = DpcConfig(encoder="resnet2d3d10_half", num_blocks=4, block_len=3, pred_steps=1)
     save_pretrained(DPC(config), folder)
     return folder
 
@@ -121,7 +121,7 @@ def test_a_linear_probe_leaves_the_encoder_to_the_bit(
 
 
 def test_a_frozen_encoder_stays_in_eval_mode() -> None:
-    config = ClassifierConfig(encoder="resnet2d3d10", head="dpc")
+    config = ClassifierConfig(encoder="resnet2d3d10_half", head="dpc")
     method = FrozenEncoderMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
     method.train()
     modes = {name: module.training for name, module in method.classifier.named_modules() if name}
@@ -131,7 +131,7 @@ def test_a_frozen_encoder_stays_in_eval_mode() -> None:
 @pytest.mark.parametrize("head", ["dpc", "pool"])
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
 def test_the_encoders_learning_rate_really_applies(head: str, scale: float) -> None:
-    config = ClassifierConfig(encoder="resnet2d3d10", head=head)  # type: ignore[arg-type]
+    config = ClassifierConfig(encoder="resnet2d3d10_half", head=head)  # type: ignore[arg-type]
     method = ClassificationMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
     before = {name: tensor.clone() for name, tensor in method.named_parameters()}
     groups = parameter_groups(method, scale)
@@ -217,10 +217,10 @@ def test_the_result_names_the_weights_that_were_scored(
 def pretraining(folder: Path, manifest: Path, fold: int, seed: int) -> Path:
     """A pretraining run on the train split of a fold, with its picture of negatives."""
     torch.manual_seed(seed)
-    dpc = DPC(DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=3, pred_steps=1))
+    dpc = DPC(DpcConfig(encoder="resnet2d3d10_half", num_blocks=4, block_len=3, pred_steps=1))
     state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
     engine_checkpoint.save(folder, 3, model=state, state={"step": 3})
-    model = {"encoder": "resnet2d3d10", "num_blocks": 4, "block_len": 3, "pred_steps": 1}
+    model = {"encoder": "resnet2d3d10_half", "num_blocks": 4, "block_len": 3, "pred_steps": 1}
     data = {"manifest": str(manifest), "fold": fold, "split": "train"}
     values = {"data": data, "model": model, "nda": {"spec": "stitch"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -389,7 +389,7 @@ def test_two_ranks_train_and_score_each_video_once(
 
 
 def test_every_trained_parameter_is_in_a_group() -> None:
-    config = ClassifierConfig(encoder="resnet2d3d10", head="dpc")
+    config = ClassifierConfig(encoder="resnet2d3d10_half", head="dpc")
     method = ClassificationMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
     method.classifier.extra = nn.Linear(1, 1)
     with pytest.raises(AssertionError):

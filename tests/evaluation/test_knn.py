@@ -23,7 +23,7 @@ from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.moco import MocoConfig
 from ndavid.models.release import save_pretrained
 
-ENCODER = "resnet2d3d10"
+ENCODER = "resnet2d3d10_half"
 VIEWS = ViewsConfig(
     sampling="dense", num_frames=4, frame_stride=2, size=32, clips=2, crops=1, num_workers=0
 )

@@ -179,7 +179,7 @@ def test_copies_are_told_apart_by_the_cache() -> None:
 
 
 def test_one_frame_has_no_order(ramps: Path, tmp_path: Path) -> None:
-    settings = config(ramps, tmp_path, "resnet2d3d10")
+    settings = config(ramps, tmp_path, "resnet2d3d10_half")
     settings.views.num_frames = 1
     with pytest.raises(ConfigError, match="1 frame has only one order"):
         run(settings)
@@ -247,7 +247,7 @@ def test_held_out_groups_are_whole_and_bring_clips_with_their_copies(
         return fit(train, held_out, *rest)
 
     monkeypatch.setattr(motion, "fit_chosen", watched)
-    run(config(coloured, tmp_path, "resnet2d3d10", holdout=0.5))
+    run(config(coloured, tmp_path, "resnet2d3d10_half", holdout=0.5))
     group = {record.path: record.group for record in read_manifest(coloured).records}
     assert len(fitted_on) == 2 and fitted_on[0][1] == fitted_on[1][1]
     for train, held_out in fitted_on:
@@ -291,7 +291,7 @@ def test_brightness_in_order_tells_which_way_it_rises(
 def test_a_network_on_residual_frames_tells_ramps_from_their_copies(
     ramps: Path, tmp_path: Path
 ) -> None:
-    result = run(config(ramps, tmp_path, "residual:resnet2d3d10"))
+    result = run(config(ramps, tmp_path, "residual:resnet2d3d10_half"))
     assert load_result(tmp_path / "result.json") == result
     assert result.task == "motion_probe" and result.chance == 0.5
     assert result.protocol.num_videos == TEST_GROUPS
@@ -303,7 +303,7 @@ def test_a_network_on_residual_frames_tells_ramps_from_their_copies(
 
 
 def test_outcomes_are_the_videos_parts_in_the_metrics(coloured: Path, tmp_path: Path) -> None:
-    result = run(config(coloured, tmp_path, "residual:resnet2d3d10", folds=[1, 2]))
+    result = run(config(coloured, tmp_path, "residual:resnet2d3d10_half", folds=[1, 2]))
     assert read_outcomes(tmp_path / OUTCOMES_FILE) == result.outcomes
     manifest = read_manifest(coloured)
     for name in ("reversed", "shuffled"):
@@ -321,8 +321,8 @@ def test_outcomes_are_the_videos_parts_in_the_metrics(coloured: Path, tmp_path: 
 def test_the_same_seed_gives_the_same_result_from_one_process_or_a_worker(
     coloured: Path, tmp_path: Path
 ) -> None:
-    first = run(config(coloured, tmp_path / "first", "residual:resnet2d3d10"))
-    settings = config(coloured, tmp_path / "again", "residual:resnet2d3d10")
+    first = run(config(coloured, tmp_path / "first", "residual:resnet2d3d10_half"))
+    settings = config(coloured, tmp_path / "again", "residual:resnet2d3d10_half")
     settings.views.num_workers = 1
     again = run(settings)
     assert again.outcomes == first.outcomes and again.metrics == first.metrics
@@ -330,7 +330,7 @@ def test_the_same_seed_gives_the_same_result_from_one_process_or_a_worker(
 
 
 def test_a_second_run_reads_the_cache_and_says_the_same(coloured: Path, tmp_path: Path) -> None:
-    settings = config(coloured, tmp_path, "residual:resnet2d3d10")
+    settings = config(coloured, tmp_path, "residual:resnet2d3d10_half")
     first = run(settings)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     again = run(settings)
@@ -342,7 +342,9 @@ def test_a_second_run_reads_the_cache_and_says_the_same(coloured: Path, tmp_path
 def test_a_linear_probe_of_the_same_views_has_a_cache_of_its_own(
     coloured: Path, tmp_path: Path
 ) -> None:
-    settings = config(coloured, tmp_path / "motion", "resnet2d3d10", cache=str(tmp_path / "cache"))
+    settings = config(
+        coloured, tmp_path / "motion", "resnet2d3d10_half", cache=str(tmp_path / "cache")
+    )
     run(settings)
     shared = {
         name: getattr(settings, name) for name in ("manifest", "model", "views", "cache", "seed")
@@ -368,7 +370,7 @@ def test_dpcs_encoder_and_gru_are_probed_on_blocks(ramps: Path, tmp_path: Path) 
 
 
 def test_what_would_give_short_videos_away_is_said(ramps: Path, tmp_path: Path) -> None:
-    settings = config(ramps, tmp_path, "resnet2d3d10")
+    settings = config(ramps, tmp_path, "resnet2d3d10_half")
     settings.views.frame_stride = 8
     settings.views.short = "loop"
     result = run(settings)
@@ -384,7 +386,7 @@ def test_an_unreadable_video_is_left_out_where_asked_for(coloured: Path, tmp_pat
     manifest.write_text(
         f"# root: {coloured}\n" + text.replace("Red/v_Red_g00_c01.mp4", "Red/gone.mp4")
     )
-    settings = config(manifest, tmp_path / "out", "resnet2d3d10")
+    settings = config(manifest, tmp_path / "out", "resnet2d3d10_half")
     with pytest.raises(DataError, match=r"gone\.mp4: cannot be evaluated"):
         run(settings)
     settings.views.on_bad = "skip"
@@ -397,7 +399,7 @@ def test_a_single_source_leaves_nothing_to_choose_on(ramps: Path, tmp_path: Path
     records = tuple(dataclasses.replace(record, group="one") for record in manifest.records)
     dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
     with pytest.raises(DataError, match="a single source"):
-        run(config(tmp_path, tmp_path / "out", "resnet2d3d10"))
+        run(config(tmp_path, tmp_path / "out", "resnet2d3d10_half"))
 
 
 # ---- clips that no order changes ----------------------------------------------------------------

@@ -211,7 +211,7 @@ def frozen_videos(kind: str, manifest: str, output: Path, folds: list[int]) -> R
     config = build(
         manifest=manifest,
         output=str(output),
-        model=ClassifierConfig(encoder="resnet2d3d10", head="pool"),
+        model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=dataclasses.replace(VIDEO_VIEWS, short="drop", on_bad="skip"),
         folds=folds,
     )
@@ -241,7 +241,7 @@ def finetune_config(manifest: str, output: Path, **changes: object) -> finetune.
     config = finetune.FinetuneConfig(
         manifest=manifest,
         output=str(output),
-        model=ClassifierConfig(encoder="resnet2d3d10", head="pool"),
+        model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=VIDEO_VIEWS,
         augment=PLAIN,
         optim=OptimConfig(name="adamw", lr=1e-3, schedule="cosine"),

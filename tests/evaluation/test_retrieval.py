@@ -68,7 +68,7 @@ def config(coloured: Path, output: Path) -> RetrievalConfig:
     return RetrievalConfig(
         manifest=str(coloured),
         output=str(output),
-        model=ClassifierConfig(encoder="resnet2d3d10", head="pool"),
+        model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=ViewsConfig(
             sampling="dense", num_frames=4, frame_stride=2, size=32, clips=2, crops=1, num_workers=0
         ),

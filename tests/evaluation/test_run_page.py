@@ -134,7 +134,7 @@ def test_a_run_without_negatives_has_a_page_and_no_picture(tmp_path: Path) -> No
 
 
 def dpc() -> DpcMethod:
-    config = DpcConfig(encoder="resnet2d3d10", num_blocks=3, block_len=4, pred_steps=1)
+    config = DpcConfig(encoder="resnet2d3d10_half", num_blocks=3, block_len=4, pred_steps=1)
     return DpcMethod(config, NdaConfig(spec="frame_shuffle"))
 
 

@@ -16,7 +16,7 @@ from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig
 
-SMALL = DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=4, pred_steps=2, dropout=0.0)
+SMALL = DpcConfig(encoder="resnet2d3d10_half", num_blocks=4, block_len=4, pred_steps=2, dropout=0.0)
 SIZE = 64  # 2x2 cells
 
 
@@ -498,7 +498,7 @@ def test_clips_of_another_length_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_a_lone_prediction_is_refused() -> None:
-    config = DpcConfig(encoder="resnet2d3d10", num_blocks=2, block_len=4, pred_steps=1)
+    config = DpcConfig(encoder="resnet2d3d10_half", num_blocks=2, block_len=4, pred_steps=1)
     method, batch = make(dpc=config).eval(), clips(1, size=32)
     batch["video"] = batch["video"][:, :, :8]
     with pytest.raises(ValueError, match="no negatives"):

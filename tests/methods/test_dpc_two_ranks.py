@@ -36,7 +36,9 @@ CHUNKED = {f"{name}, in chunks": CONFIGS[name] for name in ("plain", "own", "bat
 
 def build(config: NdaConfig, chunk_rows: int = 0) -> DpcMethod:
     torch.manual_seed(0)
-    dpc = DpcConfig(encoder="resnet2d3d10", num_blocks=3, block_len=3, pred_steps=1, dropout=0.0)
+    dpc = DpcConfig(
+        encoder="resnet2d3d10_half", num_blocks=3, block_len=3, pred_steps=1, dropout=0.0
+    )
     method = DpcMethod(dpc, config, chunk_rows=chunk_rows).eval()
     if config.spec:
         method.operation = SwapLeftHalves()

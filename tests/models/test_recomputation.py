@@ -57,9 +57,9 @@ def assert_same(plain: list[Tensor], other: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("resnet2d3d10", CLIPS),
+        ("resnet2d3d10_half", CLIPS),
         ("resnet2d3d18", CLIPS),
-        ("residual:resnet2d3d10", CLIPS),
+        ("residual:resnet2d3d10_half", CLIPS),
         ("torchvision:r3d_18", CLIPS),
         ("torchvision:swin3d_t", CLIPS),  # stochastic depth
         ("pytorchvideo:x3d_xs", CLIPS),
@@ -95,21 +95,21 @@ def test_the_second_time_is_as_the_first(prepare, around_of) -> None:
     """Whatever mode the forward ran in, and though it is another when backward comes."""
     results = []
     for on in (False, True):
-        encoder = prepare(build("resnet2d3d10", on))
+        encoder = prepare(build("resnet2d3d10_half", on))
         results.append(learn(encoder, pixels(4, 3, 5, 32, 32), around_of(encoder)))
         results[-1].append(torch.tensor([m.training for m in encoder.modules()]))
     assert_same(*results)
 
 
 def test_running_statistics_move_once() -> None:
-    encoder = build("resnet2d3d10", True)
+    encoder = build("resnet2d3d10_half", True)
     learn(encoder, pixels(*CLIPS))
     assert all(int(b) == 1 for n, b in encoder.named_buffers() if n.endswith("tracked"))
 
 
 def test_state_survives_a_failure_in_backward() -> None:
     """The copies that backward used do not stay behind in the layers."""
-    encoder = build("resnet2d3d10", True)
+    encoder = build("resnet2d3d10_half", True)
     buffers = dict(encoder.named_buffers())
     out = encoder(pixels(*CLIPS))
 
@@ -127,7 +127,7 @@ def test_state_survives_a_failure_in_backward() -> None:
 def test_backward_may_come_twice() -> None:
     results = []
     for on in (False, True):
-        encoder = build("resnet2d3d10", on)
+        encoder = build("resnet2d3d10_half", on)
         loss = encoder(pixels(*CLIPS)).square().sum()
         loss.backward(retain_graph=True)
         loss.backward()
@@ -185,7 +185,7 @@ def test_much_less_is_kept(name: str) -> None:
 
 
 def test_without_gradient_nothing_is_kept() -> None:
-    encoder = build("resnet2d3d10", True)
+    encoder = build("resnet2d3d10_half", True)
     with torch.no_grad():
         assert not encoder(pixels(*CLIPS)).requires_grad
 
@@ -197,14 +197,14 @@ def test_an_encoder_that_is_no_row_is_refused(name: str) -> None:
 
 
 def test_a_compiled_graph_is_refused() -> None:
-    assert build("resnet2d3d10", False).compilable()
-    for name in ("resnet2d3d10", "residual:resnet2d3d10"):
+    assert build("resnet2d3d10_half", False).compilable()
+    for name in ("resnet2d3d10_half", "residual:resnet2d3d10_half"):
         with pytest.raises(ConfigError, match=r"checkpoint_activations and run\.compile"):
             build(name, True).compilable()
 
 
 def test_the_keys_of_dpc_and_moco_reach_the_encoder(tmp_path) -> None:
-    dpc = DpcConfig(encoder="resnet2d3d10", checkpoint_activations=True)
+    dpc = DpcConfig(encoder="resnet2d3d10_half", checkpoint_activations=True)
     model = DPC(dpc)
     assert model.encoder.recomputes
     model.save_pretrained(tmp_path)
@@ -219,7 +219,7 @@ def test_a_whole_dpc_has_the_same_gradients() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             config = DpcConfig(
-                encoder="resnet2d3d10", num_blocks=3, pred_steps=1, checkpoint_activations=on
+                encoder="resnet2d3d10_half", num_blocks=3, pred_steps=1, checkpoint_activations=on
             )
             model = DPC(config)
             torch.manual_seed(1)
