@@ -60,7 +60,7 @@ def parse(cls: type[T], argv: Sequence[str] | None = None, *, description: str =
         ConfigError: an unknown key, a value of the wrong type, an unreadable file.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(cls, description)
+    parser = _parser(cast(Any, cls), description)
     files, overrides = _split_config_option(words)
     if "-h" in overrides or "--help" in overrides:
         parser.print_help()
@@ -82,7 +82,7 @@ def from_yaml(cls: type[T], path_or_text: str | Path) -> T:
     Raises:
         ConfigError: as `parse`.
     """
-    parser = _parser(cls, "")
+    parser = _parser(cast(Any, cls), "")
     if isinstance(path_or_text, Path) or re.fullmatch(r"\S[^\n]*\.ya?ml", path_or_text):
         values = _read_checked(cls, parser, Path(path_or_text))
     else:
