@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from ndavid.data.names import fault_of_name
+from ndavid.data.tar_headers import BoundedTarInfo
 from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
 
@@ -137,7 +138,7 @@ def _unpack_zip(archive: Path, target: Path, max_bytes: int) -> list[Path]:
 
 def _unpack_tar(archive: Path, target: Path, max_bytes: int) -> list[Path]:
     files = []
-    with tarfile.open(archive) as contents:
+    with tarfile.open(archive, tarinfo=BoundedTarInfo) as contents:
         members, size = [], 0
         for member in contents:
             if not (member.isfile() or member.isdir()):

@@ -22,6 +22,7 @@ from webdataset.tariterators import base_plus_ext
 
 from ndavid.data.shard_index import LocatedShards, member_key
 from ndavid.data.shard_urls import STREAM_ERRORS, describe, open_url
+from ndavid.data.tar_headers import BoundedTarInfo
 from ndavid.errors import DataError
 
 
@@ -48,7 +49,10 @@ def read_shard(url: str, num_bytes: int) -> ShardContents:
     """
     members: dict[str, bytes] = {}
     try:
-        with open_url(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with (
+            open_url(url) as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=BoundedTarInfo) as tar,
+        ):
             for member in tar:
                 key, suffix = base_plus_ext(member.name)
                 # Beside each sample lie its facts, which the index knows as well.

@@ -22,8 +22,12 @@ from ndavid.errors import ConfigError, DataError
 
 INDEX_FILE = "index.json"
 
-# What reading a tar from a file, a pipe or a program raises.
-STREAM_ERRORS = (OSError, tarfile.TarError, EOFError, ValueError, zlib.error, ImportError)
+# What reading a tar from a file, a pipe or a program raises; tarfile goes down a level for each
+# header that speaks of the next member.
+STREAM_ERRORS = (
+    *(OSError, tarfile.TarError, EOFError, ValueError, zlib.error, ImportError),
+    RecursionError,
+)
 
 # The file name of a shard inside a path, a URL with a query, or a command.
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.tar(?![\w.])")
