@@ -15,7 +15,7 @@ from ndavid.data.file_tree import is_hidden
 from ndavid.data.names import fault_of_name
 from ndavid.data.source_groups import source_group
 from ndavid.data.split_names import side_called, sides_hinted
-from ndavid.data.video_files import list_videos
+from ndavid.data.video_files import find_videos
 from ndavid.errors import DataError, first_few
 
 Layout = Literal["auto", "splits", "classes"]
@@ -44,8 +44,9 @@ def parse_folder(
         seed: of the groups that are moved.
 
     Raises:
-        DataError: no videos, a tree that is half split folders and half something else, a class
-            folder whose name cannot be used, or a class that only test or val has.
+        DataError: no videos, a tree that is half split folders and half something else, a split
+            folder of nothing but links to files that are counted elsewhere, a class folder whose
+            name cannot be used, or a class that only test or val has.
         ValueError: `test_fraction` is not in [0, 1), or there is no such layout.
     """
     if not 0.0 <= test_fraction < 1.0:
@@ -53,7 +54,10 @@ def parse_folder(
     if layout not in get_args(Layout):
         raise ValueError(f"no layout {layout!r}: choose one of {', '.join(get_args(Layout))}")
     folder = Path(folder)
-    clips = _usable(folder, list_videos(folder))
+    found = find_videos(folder)
+    clips = _usable(folder, found.files)
+    if layout != "classes":
+        _check_no_split_of_repeats(folder, clips, found.repeats)
     split_folders = _split_folders(folder, clips, layout)
     places = {clip: _place(clip, split_folders) for clip in clips}
     names = sorted({name for _, name in places.values() if name})
@@ -100,6 +104,21 @@ def _split_folders(folder: Path, clips: Sequence[str], layout: Layout) -> dict[s
     if layout == "auto":
         _check_below(folder, clips)
     return sides
+
+
+def _check_no_split_of_repeats(folder: Path, clips: Sequence[str], repeats: Sequence[str]) -> None:
+    """No split folder all of whose files count elsewhere: they would change sides in silence."""
+    filled = {PurePosixPath(clip).parts[0] for clip in clips if "/" in clip}
+    for repeat in repeats:
+        top, slash, _ = repeat.partition("/")
+        if slash and side_called(top) and top not in filled:
+            raise DataError(
+                folder,
+                f"{top}/ holds nothing but links to, or second names of, files that are here "
+                f"already (such as {repeat}), and each file counts once: put copies in their "
+                f"place, give --videos a folder that holds the split folders alone, or take "
+                f"{top}/ away; if the names are those of classes, say --layout classes",
+            )
 
 
 def _check_split_folders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +137,60 @@ def test_an_odd_name_is_passed_over_and_an_odd_folder_is_an_error(tmp_path: Path
     only = touch(tmp_path / "only", "two\nlines.mp4")
     with pytest.raises(DataError, match=r"none of its 1 videos can be used; .*control character"):
         parse_folder(only)
+
+
+def linked(folder: Path, *names: str, to: str, hard: bool = False) -> None:
+    """Second names of the files below the folder `to`, by the same path below their own."""
+    for name in names:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = folder / to / Path(*Path(name).parts[1:])
+        if hard:
+            place.hardlink_to(target)
+        else:
+            place.symlink_to(os.path.relpath(target, place.parent))
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_split_folders_of_links_to_a_folder_beside_them_are_refused(tmp_path: Path, hard: bool):
+    touch(tmp_path, "all/a/1.mp4", "all/a/2.mp4")
+    linked(tmp_path, "train/a/1.mp4", "test/a/2.mp4", to="all", hard=hard)
+    with pytest.raises(DataError, match=r"test/ holds nothing but links .*such as test/a/2\.mp4"):
+        parse_folder(tmp_path)
+    with pytest.raises(DataError, match="give --videos a folder that holds the split folders"):
+        parse_folder(tmp_path, layout="splits")
+    # The cure that is told.
+    kept = (tmp_path / "all").rename(tmp_path.parent / f"{tmp_path.name}-all")
+    for place in ("train/a/1.mp4", "test/a/2.mp4"):
+        if not hard:
+            (tmp_path / place).unlink()
+            (tmp_path / place).symlink_to(kept / "a" / Path(place).name)
+    assert sides(tmp_path) == {"train": {"1"}, "test": {"2"}}
+
+
+def test_a_split_folder_of_links_into_another_one_is_refused(tmp_path: Path):
+    touch(tmp_path, "train/a/1.mp4", "train/a/2.mp4")
+    linked(tmp_path, "test/a/2.mp4", to="train")
+    with pytest.raises(DataError, match="test/ holds nothing but links"):
+        parse_folder(tmp_path)
+    # One file of its own, and the links are left out as everywhere, and told.
+    touch(tmp_path, "test/a/3.mp4")
+    assert sides(tmp_path) == {"train": {"1", "2"}, "test": {"3"}}
+
+
+def test_a_split_folder_that_is_a_link_to_another_one_is_refused(tmp_path: Path):
+    touch(tmp_path, "train/a/1.mp4", "test/a/2.mp4")
+    (tmp_path / "val").symlink_to("test")
+    with pytest.raises(DataError, match=r"val/ holds nothing but links .*or take val/ away"):
+        parse_folder(tmp_path)
+    (tmp_path / "val").unlink()
+    assert sides(tmp_path) == {"train": {"1"}, "test": {"2"}}
+
+
+def test_a_class_of_links_is_no_split(tmp_path: Path):
+    touch(tmp_path, "dev/1.mp4", "b/2.mp4")
+    linked(tmp_path, "test/1.mp4", to="dev")
+    assert parse_folder(tmp_path, layout="classes").classes == ("b", "dev")
 
 
 def test_names_of_sides():
