@@ -38,7 +38,7 @@ from ndavid.data.preparation_report import (
 )
 from ndavid.data.video_files import find_videos
 from ndavid.data.workers import Crashed, run_all
-from ndavid.errors import DataError, DecodeError, first_few
+from ndavid.errors import DataError, first_few
 from ndavid.locks import hold
 
 JOURNAL = "journal.jsonl"
@@ -298,9 +298,17 @@ def _is_done(task: _Task, entry: Mapping[str, Any] | None) -> bool:
         return False
     if task.target is None or "error" in entry:
         return True
+    return _is_target(task.target, entry)
+
+
+def _is_target(target: str, entry: Mapping[str, Any]) -> bool:
+    """Whether the new file is there and is the one that was written."""
+    digest = entry.get("digest", "")  # an older version kept none
     try:
-        return os.stat(task.target).st_size == entry["target_bytes"]
-    except OSError:
+        if os.stat(target).st_size != entry["target_bytes"]:
+            return False
+        return not digest or file_facts(target, kind_of(digest)).digest == digest
+    except (OSError, DataError):
         return False
 
 
@@ -346,7 +354,7 @@ def _work_through(
         chosen, failed, num_reused = _examine_all(tasks, videos, journal, num_workers, progress)
         sound = [task for task in chosen if "error" not in (journal.get(task.key) or {})]
         todo = [task for task in sound if not _has_digest(task, journal.get(task.key))]
-        _work_off(_add_digest, todo, journal, num_workers, "digests", len(sound), progress)
+        _work_off(_find_digest, todo, journal, num_workers, "digests", len(sound), progress)
         if settings.verify_decord:
             # By itself and always in a process of its own: where decord takes that one down, the
             # file is not for decord, and sound all the same.
@@ -470,9 +478,10 @@ def _notes_on_kinds(tasks: Sequence[_Task]) -> list[str]:
     if not found:
         return []
     count = sum(kinds[kind] for kind in found)
+    files = "1 file" if count == 1 else f"{count} files"
     return [
-        f"{count} files of a kind that does not say how long it is ({' '.join(found)}): one that "
-        "was cut off exactly between two packets passes as whole"
+        f"{files} of a kind that does not say how long it is ({' '.join(found)}): one that was cut "
+        "off exactly between two packets passes as whole"
     ]
 
 
@@ -519,8 +528,10 @@ def _examine(task: _Task) -> dict[str, Any]:
     identity = _identity(task)
     try:
         facts = _facts(task)
-    except (DecodeError, DataError) as error:
-        return {"identity": identity, "error": error.reason}
+    except DataError as error:
+        # A file that came, went or changed meanwhile is looked at anew next time.
+        unchanged = _identity(task) == identity
+        return {"identity": identity if unchanged else {}, "error": error.reason}
     except (OSError, av.error.FFmpegError) as error:
         # Not the file's fault: a full disk, a folder that may not be written. It stops the run.
         raise DataError(task.target or task.source, f"{type(error).__name__}: {error}") from None
@@ -549,18 +560,33 @@ def _facts(task: _Task) -> dict[str, Any]:
             "damaged": video.damaged,
             "target_bytes": os.stat(task.target).st_size,
         }
-    return {**facts, "fps": round(facts["fps"], 6), **_add_digest(task)}
+    return {**facts, "fps": round(facts["fps"], 6), **_digest(task)}
 
 
-def _add_digest(task: _Task) -> dict[str, Any]:
+def _digest(task: _Task) -> dict[str, Any]:
     """Which file the manifest's row is of."""
     found = file_facts(task.target or task.source, task.settings.digest_kind)
     return {"bytes": found.num_bytes, "digest": found.digest}
 
 
+def _find_digest(task: _Task) -> dict[str, Any]:
+    """The digest of a file that was found sound before."""
+    try:
+        return _digest(task)
+    except DataError as error:
+        return _gone_bad(error.reason)
+
+
 def _ask_decord(task: _Task) -> dict[str, Any]:
-    """Whether decord gives the reference's frames."""
+    """Whether decord gives the reference's frames, of a file that was found sound before."""
     try:
         return {"decord_ok": verify_backend(task.target or task.source, "decord")}
-    except DecodeError as error:
-        return {"error": error.reason}
+    except DataError as error:
+        return _gone_bad(error.reason)
+    except OSError as error:
+        return _gone_bad(f"cannot be read: {error.strerror or error}")
+
+
+def _gone_bad(reason: str) -> dict[str, Any]:
+    """An entry for a file that changed or vanished meanwhile; the next run looks at it anew."""
+    return {"identity": {}, "error": reason}

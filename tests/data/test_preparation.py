@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ndavid.data import preparation
 from ndavid.data.annotations import Annotations, Entry, parse_kinetics, parse_ucf101
 from ndavid.data.changed_files import changed_files
 from ndavid.data.decode import open_reader, probe
@@ -21,6 +22,7 @@ from ndavid.data.preparation import PrepareSettings, prepare
 from ndavid.data.preparation_report import summary
 from ndavid.data.synthetic import write_motion_clips
 from ndavid.data.verification import verify
+from ndavid.data.workers import run_all
 from ndavid.errors import DataError
 
 
@@ -144,6 +146,57 @@ def test_a_second_run_does_only_what_changed(videos: Path, tmp_path: Path):
     redone = {path for path in targets if path.stat().st_mtime_ns != times[path]}
     assert redone == set(targets[:3])
     assert run(videos, tmp_path / "out", settings=PrepareSettings(short_side=24)).num_reused == 0
+
+
+@pytest.mark.parametrize("full_digest", [False, True])
+def test_another_new_file_of_the_same_size_is_written_anew(
+    videos: Path, tmp_path: Path, full_digest: bool
+):
+    settings = PrepareSettings(short_side=16, full_digest=full_digest)
+    first = run(videos, tmp_path / "out", settings=settings)
+    target = min((tmp_path / "out" / "clips").glob("*/*.mp4"))
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-100] + bytes(100))
+    second = run(videos, tmp_path / "out", settings=settings)
+    assert second.num_reused == 19 and second.manifest.records == first.manifest.records
+    assert target.read_bytes() == whole
+
+
+def vanish_before(monkeypatch, name: str, file: Path) -> None:
+    """A file goes when `prepare` calls a function of this name on it."""
+    known = getattr(preparation, name)
+
+    def after_it_went(path, *arguments):
+        if Path(path) == file:
+            file.unlink(missing_ok=True)
+        return known(path, *arguments)
+
+    monkeypatch.setattr(preparation, name, after_it_went)
+
+
+@pytest.mark.parametrize("work", ["probe", "file_facts", "verify_backend"])
+def test_a_file_that_vanishes_meanwhile_is_one_bad_file_and_no_more(
+    videos: Path, tmp_path: Path, monkeypatch, work: str
+):
+    settings = PrepareSettings(full_digest=work != "probe", verify_decord=work == "verify_backend")
+    if work != "probe":  # what is known of all files is completed
+        run(videos, tmp_path / "out")
+    clip = max(videos.glob("*/*.mp4"))
+    content, facts = clip.read_bytes(), clip.stat()
+    with monkeypatch.context() as patched:
+        # In this process, where the file can be taken away at the right moment.
+        patched.setattr(
+            preparation, "run_all", lambda function, items, _: run_all(function, items, 0)
+        )
+        vanish_before(patched, work, clip)
+        done = run(videos, tmp_path / "out", settings=settings)
+    assert [bad.path for bad in done.bad] == [clip.relative_to(videos).as_posix()]
+    assert len(done.manifest.records) == 19 and len(summary(done).splitlines()) < 20
+    # Back as it was, in its time too: the next run looks at it again.
+    clip.write_bytes(content)
+    os.utime(clip, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    done = run(videos, tmp_path / "out", settings=settings)
+    assert not done.bad and len(done.manifest.records) == 20
 
 
 def test_a_repaired_file_leaves_the_list_of_bad_ones(videos: Path, tmp_path: Path):

@@ -240,4 +240,4 @@ def test_prepare_says_of_which_files_nothing_tells_the_length(tmp_path, write_cl
         num_workers=0,
         progress=False,
     )
-    assert "1 files of a kind that does not say how long it is (.ts)" in summary(done)
+    assert "1 file of a kind that does not say how long it is (.ts)" in summary(done)
