@@ -10,6 +10,7 @@ import av
 import pytest
 from conftest import frame_pattern
 from mp4_files import set_edit_list
+from PIL import Image
 
 from ndavid.data.decode import open_reader, probe, verify_backend
 from ndavid.data.decoding.containers import avi_chunks, missing_bytes
@@ -201,6 +202,65 @@ def test_formats_without_a_promised_count(tmp_path, write_clip, read_number, nam
         path.write_bytes(whole[:cut])
         with pytest.raises(DecodeError):
             probe(path)
+
+
+def write_gif(path: Path, num_frames: int = 30) -> Path:
+    """As FFmpeg writes it: each frame with colours of its own."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("gif", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "rgb8"
+        for index in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(frame_pattern(index, (64, 80)), format="rgb24")
+            frame = frame.reformat(format="rgb8")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_gif_that_is_cut_is_found(tmp_path) -> None:
+    path = write_gif(tmp_path / "a.gif")
+    whole = path.read_bytes()
+    assert whole[-1:] == b";" and probe(path).num_frames == 30
+    for cut in (1, 2, 10, 100, len(whole) // 2, len(whole) * 3 // 4):
+        path.write_bytes(whole[:-cut])
+        assert missing_bytes(path) > 0
+        with pytest.raises(DecodeError, match=r"truncated: at least \d+ bytes|breaks after"):
+            probe(path)
+    # Every place where a block can be torn.
+    for size in range(len(whole) - 1500, len(whole)):
+        path.write_bytes(whole[:size])
+        assert missing_bytes(path) > 0, size
+
+
+def test_gifs_of_another_writer_are_whole(tmp_path) -> None:
+    """Pillow's: one table of colours for all frames, comments, parts of frames."""
+    pictures = [Image.fromarray(frame_pattern(k, (64, 80))).quantize(32) for k in range(12)]
+    path = tmp_path / "a.gif"
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], comment=b"x" * 700, duration=40, loop=0
+    )
+    whole = path.read_bytes()
+    assert missing_bytes(path) == 0 and probe(path).num_frames == 12
+    for appended in (b"\0", b";", bytes(5000), b"text"):
+        path.write_bytes(whole + appended)
+        assert missing_bytes(path) == 0 and probe(path).num_frames == 12
+    path.write_bytes(whole[:-1])
+    assert missing_bytes(path) == 1
+
+
+@pytest.mark.parametrize("name", ["flv1.flv", "h264.flv", "mpeg1.mpg", "mpeg2.mpg", "mpeg2.vob"])
+def test_padding_at_the_end_is_no_cut(tmp_path, write_clip, name) -> None:
+    codec = {**PACKETS, "h264.flv": "libx264"}[name]
+    path = write_clip(tmp_path / name, num_frames=20, codec=codec)
+    whole = path.read_bytes()
+    # 'h' and 'I' share their lower bits with what FLV calls audio and video.
+    for filling in (b"\0", b"\xff", b"h", b"I"):
+        for count in (1, 2, 3, 4, 5, 13, 14, 100, 2048):
+            path.write_bytes(whole + filling * count)
+            assert missing_bytes(path) == 0, (filling, count)
+    path.write_bytes(whole + bytes(2))
+    assert probe(path).num_frames == 20
 
 
 def test_bytes_that_somebody_appended_are_no_cut(tmp_path, write_clip) -> None:

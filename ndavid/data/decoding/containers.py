@@ -11,6 +11,7 @@ may still read it). No picture is decoded here.
 * MPEG transport stream: whole packets of 188, 192 or 204 bytes (ISO 13818-1, 2.4.3).
 * MPEG program stream (mpg, vob): the packets' lengths (ISO 13818-1, 2.5.3; ISO 11172-1).
 * FLV: the tags' sizes. Ogg: the pages' (RFC 3533).
+* GIF: the blocks up to the trailer (GIF89a specification, 17 to 27).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _TRANSPORT_PACKETS = ((188, 0), (192, 4), (204, 0))
 _SYNC = 0x47
 _PACK_HEADER, _END_OF_PROGRAM = 0xBA, 0xB9
+_GIF = b"GIF8"
+_GIF_EXTENSION, _GIF_IMAGE, _GIF_TRAILER = 0x21, 0x2C, 0x3B
 
 
 def missing_bytes(path: str | os.PathLike[str]) -> int:
@@ -42,6 +45,12 @@ def missing_bytes(path: str | os.PathLike[str]) -> int:
         except IndexError:  # the file ends inside the lengths that were to be read
             return 0
         return max(0, end - len(data))
+
+
+def is_gif(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a GIF. Raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return file.read(len(_GIF)) == _GIF
 
 
 def avi_chunks(path: str | os.PathLike[str], stream: int) -> tuple[int, int]:
@@ -80,6 +89,8 @@ def _walker(data: mmap.mmap) -> Callable[[mmap.mmap], int] | None:
         return _end_of_riff
     if start == _ASF_HEADER:
         return _end_of_asf_data
+    if start[:4] == _GIF:
+        return _end_of_gif
     if start[:3] == b"FLV":
         return _end_of_flv_tags
     if start[:4] == b"OggS":
@@ -156,10 +167,37 @@ def _end_of_asf_data(data: mmap.mmap) -> int:
     return place + size if size else 0
 
 
+def _end_of_gif(data: mmap.mmap) -> int:
+    place = 13 + _colour_table(data[10])
+    while place < len(data):
+        kind = data[place]
+        if kind == _GIF_TRAILER:
+            return place + 1
+        if kind == _GIF_EXTENSION:
+            place += 2
+        elif kind != _GIF_IMAGE:
+            return 0  # damage: nothing tells where the next block is
+        elif place + 10 <= len(data):
+            place += 10 + _colour_table(data[place + 9]) + 1
+        else:
+            return place + 10
+        # Blocks of up to 255 bytes, up to an empty one.
+        while place < len(data) and data[place]:
+            place += 1 + data[place]
+        place += 1
+    return place + 1
+
+
+def _colour_table(flags: int) -> int:
+    """Bytes of the colour table that a GIF's flags announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
 def _end_of_flv_tags(data: mmap.mmap) -> int:
     place = int.from_bytes(data[5:9], "big") + 4
     while place < len(data):
-        if data[place] & 0x1F not in (8, 9, 18):  # audio, video, script
+        # Audio, video or script, each maybe filtered; of stream 0.
+        if data[place] & ~0x20 not in (8, 9, 18) or any(data[place + 8 : place + 11]):
             return 0
         place += 11 + int.from_bytes(data[place + 1 : place + 4], "big") + 4
     return place
@@ -183,6 +221,8 @@ def _end_of_program_stream(data: mmap.mmap) -> int:
         head = data[place : place + 14]
         if head[:3] != b"\0\0\1"[: len(head)] or (len(head) > 3 and head[3] < _END_OF_PROGRAM):
             return 0  # padding, or damage: nothing tells where the next packet is
+        if not any(head):
+            return 0  # padding too, or a start code that is cut
         if len(head) < 4:
             return place + 4
         if head[3] == _END_OF_PROGRAM:

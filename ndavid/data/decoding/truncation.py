@@ -16,7 +16,7 @@ import os
 
 import av
 
-from ndavid.data.decoding.containers import avi_chunks, missing_bytes
+from ndavid.data.decoding.containers import avi_chunks, is_gif, missing_bytes
 
 WITHOUT_A_LENGTH = frozenset({".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob"})
 
@@ -33,6 +33,8 @@ def what_is_missing(path: str | os.PathLike[str], stream: int, promised: int, de
     Raises:
         OSError: the file cannot be read any more.
     """
+    if is_gif(path):
+        promised = 0  # it is no promise: FFmpeg has counted those that are there
     if promised and not missing_frames(promised, decoded):
         return ""
     cut = missing_bytes(path)
