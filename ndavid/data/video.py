@@ -131,14 +131,15 @@ class _RecordedClips:
                 damage = f"{record.damaged} of its {record.num_frames} frames are damaged"
         elif backend == "decord":
             backend = "pyav"  # Whether decord reads the file right was found out of another one.
-        self._judge_damage(path, damage)
         with open_reader(
             path, backend, num_frames=num_frames, verified=verified, content=content
         ) as reader:
             frames = reader.read(indices)
             if reader.damaged and not damage:
                 count = len(set(indices.tolist()))
-                self._judge_damage(path, f"{reader.damaged} of {count} frames read are damaged")
+                damage = f"{reader.damaged} of {count} frames read are damaged"
+        # Not before: damage of a clip that cannot be read would be told of the one in its place.
+        self._judge_damage(path, damage)
         return frames
 
     def _judge_damage(self, path: str | Path, damage: str) -> None:

@@ -133,6 +133,21 @@ def test_training_reports_it_or_takes_the_next_clip(folder, known) -> None:
     assert "damaged" not in collate([refused])
 
 
+def test_damage_of_a_clip_that_cannot_be_read_is_not_told_of_its_stand_in(folder, tmp_path) -> None:
+    shutil.copytree(folder / "train", tmp_path / "train")
+    (tmp_path / "train" / "a" / "1.mp4").write_bytes(b"no video any more")
+    clips = training(tmp_path, 3, "report")
+    stand_in = clips[1]
+    assert stand_in["index"] == 2 and "damaged" not in stand_in
+    ((path, reason),) = stand_in["bad"]
+    assert path.endswith("1.mp4") and "damaged" not in reason
+    views = ViewsDataset(
+        records("test", 3), tmp_path, DenseClip(30), 1, eval_transform(32), on_error="skip"
+    )
+    skipped = views[1]
+    assert skipped["bad"] and "damaged" not in skipped
+
+
 def test_frames_beside_the_damage_are_sound(folder) -> None:
     clips = ClipDataset(
         records("train", None),
