@@ -11,7 +11,7 @@ import os
 import stat
 from array import array
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from ndavid.errors import DataError, printable
 _LEFT_BY_SYSTEMS = frozenset(
     {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 )
+
+# Stands for that of a link to nothing.
+_NO_INODE = 0
 
 _SHOWN = 8
 _LONGEST_SUFFIX = 8
@@ -130,8 +133,7 @@ class _Walk:
                 self.repeats.append(f"{place.below}/")
             else:
                 self._walk(place)
-        self._drop_hard_links()
-        self._add_links()
+        self._keep_first_names(self._new_links())
         return FileTree(
             tuple(sorted(self.files)), tuple(sorted(self.repeats)), dict(self.passed_over)
         )
@@ -176,25 +178,9 @@ class _Walk:
             self.files.append(below)
             self.inodes.append(entry.inode() & (2**64 - 1))
 
-    def _drop_hard_links(self) -> None:
-        """Keeps the first name of each file; numbers of inodes only say where to look."""
-        numbers, counts = np.unique(np.array(self.inodes, dtype=np.uint64), return_counts=True)
-        shared = set(numbers[counts > 1].tolist())
-        if not shared:
-            return
-        known: set[tuple[int, int]] = set()
-        kept = []
-        for file, number in sorted(zip(self.files, self.inodes, strict=True)):
-            if number in shared:
-                status = os.stat(os.path.join(self.root, file))
-                if (status.st_dev, status.st_ino) in known:
-                    self.repeats.append(file)
-                    continue
-                known.add((status.st_dev, status.st_ino))
-            kept.append(file)
-        self.files = kept
-
-    def _add_links(self) -> None:
+    def _new_links(self) -> list[tuple[str, int]]:
+        """(link, number of its file's inode) of links to files that no other path led to."""
+        found: list[tuple[str, int]] = []
         taken: set[str] = set()
         for file in sorted(self.linked_files):
             real = os.path.realpath(os.path.join(self.root, file))
@@ -204,7 +190,35 @@ class _Walk:
                 self.repeats.append(file)
             else:
                 taken.add(real)
-                self.files.append(file)
+                found.append((file, _inode(real)))
+        return found
+
+    def _keep_first_names(self, links: Sequence[tuple[str, int]]) -> None:
+        """Leaves out further names of one file; numbers of inodes only say where to look."""
+        linked = np.array([number for _, number in links], dtype=np.uint64)
+        every = np.concatenate([np.array(self.inodes, dtype=np.uint64), linked])
+        numbers, counts = np.unique(every, return_counts=True)
+        shared = set(numbers[counts > 1].tolist()) - {_NO_INODE}
+        several = [f for f, n in zip(self.files, self.inodes, strict=True) if n in shared]
+        known: set[tuple[int, int]] = set()
+        further: set[str] = set()
+        for file in (*sorted(several), *(file for file, number in links if number in shared)):
+            status = os.stat(os.path.join(self.root, file))
+            if (status.st_dev, status.st_ino) in known:
+                further.add(file)
+            known.add((status.st_dev, status.st_ino))
+        self.repeats += sorted(further)
+        self.files += [file for file, _ in links]
+        if further:
+            self.files = [file for file in self.files if file not in further]
+
+
+def _inode(path: str) -> int:
+    """The number of a file's inode."""
+    try:
+        return os.stat(path).st_ino & (2**64 - 1)
+    except OSError:
+        return _NO_INODE
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -95,6 +95,19 @@ def test_links_to_other_places_are_followed_once(tmp_path: Path) -> None:
     assert found.repeats == ("A/3.mp4", "F/")
 
 
+def test_links_to_a_second_name_of_a_file_are_repeats(tmp_path: Path) -> None:
+    """A hard link outside of the folder is a name that no path in it shows."""
+    store, folder = touch(tmp_path / "store", "5.mp4"), touch(tmp_path / "set", "A/1.mp4")
+    os.link(folder / "A" / "1.mp4", store / "1.mp4")
+    os.link(store / "5.mp4", store / "6.mp4")
+    (folder / "B").mkdir()
+    for name in ("1.mp4", "5.mp4", "6.mp4", "gone.mp4", "lost.mp4"):
+        (folder / "B" / name).symlink_to(store / name)
+    found = find_videos(folder)
+    assert found.files == ("A/1.mp4", "B/5.mp4", "B/gone.mp4", "B/lost.mp4")
+    assert found.repeats == ("B/1.mp4", "B/6.mp4")
+
+
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     touch(tmp_path, "A/1.mp4")
     os.mkfifo(tmp_path / "A" / "pipe.mp4")
