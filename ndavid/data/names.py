@@ -16,6 +16,9 @@ from ndavid.errors import DataError
 # Control characters, line and paragraph separators, and bytes that are no text in the system's
 # encoding: a CSV or a text file cannot carry them, and a terminal obeys some of them.
 _REFUSED = frozenset({"Cc", "Zl", "Zp", "Cs"})
+# These turn letters around, so that a name shows as another one ("gpj.exe" as "exe.jpg"). Others of
+# their category, such as joiners, stand in names of many languages and in emoji.
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def fault_of_name(name: str) -> str | None:
@@ -75,5 +78,5 @@ def fault_of_text(what: str, text: str) -> str | None:
 def _is_unprintable(name: str) -> bool:
     # The quick answer for nearly all: there may be a million names.
     return not name.isprintable() and any(
-        unicodedata.category(letter) in _REFUSED for letter in name
+        letter in _DIRECTIONS or unicodedata.category(letter) in _REFUSED for letter in name
     )
