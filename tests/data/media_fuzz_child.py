@@ -7,6 +7,7 @@ A line is written before a file is touched, so that a crash or a hang names it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import av
 
+from ndavid.data.changed_files import change_of
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.encode import reencode
+from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.verification import verify
 from ndavid.errors import DataError
@@ -49,8 +52,8 @@ def jump(path: Path, num_frames: int, draw: random.Random) -> None:
             reader.read([draw.randrange(num_frames) for _ in range(4)])
 
 
-def check(path: Path, record: ClipRecord) -> None:
-    """Re-encodes and verifies one file; both may refuse it."""
+def check(path: Path, record: ClipRecord) -> int:
+    """Re-encodes one file, which may be refused, and counts what `verify` finds wrong with it."""
     target = path.parent / "again.mp4"
     try:
         reencode(path, target, short_side=32)
@@ -59,27 +62,37 @@ def check(path: Path, record: ClipRecord) -> None:
             raise AssertionError("a refused file left a copy") from None
     target.unlink(missing_ok=True)
     manifest = Manifest(path.parent, ("a",), (record,)).write(path.parent / "manifest.csv")
-    verify(manifest, num_workers=0, num_decoded=None, progress=False)
+    return len(verify(manifest, num_workers=0, num_decoded=None, progress=False).errors)
 
 
-def examine(path: Path, number: int) -> dict[str, object]:
-    facts: dict[str, object] = {}
+def examine(path: Path, number: int, whole: ClipRecord) -> dict[str, object]:
+    """What became of one file; `whole` is the row of the sound one, as `prepare` writes it."""
+    record = dataclasses.replace(whole, path=path.name)
+    facts: dict[str, object] = {"changed": change_of(record, path.parent)}
     try:
         info = probe(path)
-        facts = {"frames": info.num_frames, "damaged": info.damaged, "flagged": flagged(path)}
+        facts |= {"frames": info.num_frames, "damaged": info.damaged, "flagged": flagged(path)}
         facts["digest"] = frame_digest(path, info.num_frames)
         jump(path, info.num_frames, random.Random(number))
     except DataError as error:
         facts["refused"] = error.reason
     if number % EVERY == 0:
-        check(path, ClipRecord(path.name, 0, "", 24, 25.0, 80, 64, ("train",)))
+        facts["errors"] = check(path, record)
     return facts
 
 
+def record_of(path: Path) -> ClipRecord:
+    facts, info = file_facts(path), probe(path)
+    size = (info.width, info.height)
+    known = (None, facts.num_bytes, facts.digest)
+    return ClipRecord(path.name, 0, "", info.num_frames, 25.0, *size, ("train",), *known)
+
+
+sound = record_of(next(Path(sys.argv[1]).glob("*.whole.*")))
 for place, file in enumerate(sorted(Path(sys.argv[1]).glob("*.*.*"))):
     print(json.dumps({"begun": file.name}), flush=True)
     try:
-        found = examine(file, place)
+        found = examine(file, place, sound)
     except Exception:
         found = {"odd": traceback.format_exc()[-1500:]}
     print(json.dumps({"name": file.name, **found}), flush=True)
