@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.sampling import ClipSampler, ShortClipReport, usable
-from ndavid.data.shard_index import FIELDS, LocatedShards, ShardIndex, locate
+from ndavid.data.shard_index import LocatedShards, ShardIndex, locate
 from ndavid.data.shard_store import ShardStore
 from ndavid.data.video import VideoDataConfig
 from ndavid.errors import ConfigError
@@ -53,7 +53,7 @@ def open_clips(config: VideoDataConfig, sampler: ClipSampler) -> ClipSet:
 def clip_records(index: ShardIndex) -> tuple[ClipRecord, ...]:
     """The records of the clips in some shards, in the order of their indices."""
     return tuple(
-        ClipRecord(**dict(zip(FIELDS["clips"], sample, strict=True)), splits=(index.split,))
+        ClipRecord(**dict(zip(index.fields, sample, strict=True)), splits=(index.split,))
         for entry in index.shards
         for sample in entry.samples
     )

@@ -47,6 +47,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "clips": ("path", "label", "group", "num_frames", "fps", "width", "height"),
     "images": ("path", "label"),
 }
+# What it may say besides: indices of older versions do not. Of all samples or of none.
+OPTIONAL_FIELDS: dict[str, tuple[str, ...]] = {"clips": ("damaged",), "images": ()}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class ShardEntry:
         file: its name, beside the index.
         num_bytes: its size.
         sha256: of the whole file, hexadecimal.
-        samples: the facts of each sample, in the order of the kind's `FIELDS`.
+        samples: the facts of each sample, in the order of the kind's `FIELDS`, and then maybe of
+            its `OPTIONAL_FIELDS`.
     """
 
     file: str
@@ -85,6 +88,12 @@ class ShardIndex:
     classes: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the facts of each sample are."""
+        sample = next((sample for shard in self.shards for sample in shard.samples), None)
+        return FIELDS[self.kind] if sample is None else fields_of(self.kind, sample)
+
     def to_json(self) -> str:
         """The file's text, with one shard a line."""
         head = {
@@ -94,7 +103,7 @@ class ShardIndex:
             "fold": self.fold,
             "source": self.source,
             "classes": list(self.classes),
-            "fields": list(FIELDS[self.kind]),
+            "fields": list(self.fields),
         }
         lines = [
             json.dumps(
@@ -120,6 +129,11 @@ class LocatedShards:
     origin: str
     index: ShardIndex
     urls: tuple[str, ...]
+
+
+def fields_of(kind: str, sample: Sequence[Any]) -> tuple[str, ...]:
+    """What each fact of a sample is."""
+    return (*FIELDS[kind], *OPTIONAL_FIELDS[kind])[: len(sample)]
 
 
 def member_key(file: str, place: int) -> str:
@@ -187,10 +201,13 @@ def _checked(found: dict[str, Any]) -> ShardIndex:
     kind = found["kind"]
     if not isinstance(kind, str) or kind not in FIELDS:
         raise ValueError(f"its kind must be {' or '.join(FIELDS)}")
-    if found["fields"] != list(FIELDS[kind]):
+    fields = FIELDS[kind]
+    if found["fields"] == [*fields, *OPTIONAL_FIELDS[kind]]:
+        fields = (*fields, *OPTIONAL_FIELDS[kind])
+    elif found["fields"] != list(fields):
         raise ValueError(f"the fields of {kind} must be {', '.join(FIELDS[kind])}")
     check_head(found)
-    shards = tuple(_entry(shard, FIELDS[kind]) for shard in a_list("shards", found["shards"]))
+    shards = tuple(_entry(shard, fields) for shard in a_list("shards", found["shards"]))
     unique("shard", [shard.file for shard in shards])
     samples = [sample for shard in shards for sample in shard.samples]
     unique("sample", [sample[0] for sample in samples])

@@ -126,6 +126,11 @@ def _frames(what: str, value: Any) -> None:
     whole(what, value, 1, _MOST_FRAMES)
 
 
+def _damaged(what: str, value: Any) -> None:
+    if value is not None:  # they were not counted
+        whole(what, value, 0, _MOST_FRAMES)
+
+
 def _pixels(what: str, value: Any) -> None:
     whole(what, value, 1, _MOST_PIXELS)
 
@@ -143,6 +148,7 @@ _FIELDS: dict[str, Callable[[str, Any], None]] = {
     "fps": _fps,
     "width": _pixels,
     "height": _pixels,
+    "damaged": _damaged,
 }
 
 

@@ -22,7 +22,16 @@ from ndavid.data.changed_files import change_of_content
 from ndavid.data.image_packing import image_file
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.manifest import ClipRecord
-from ndavid.data.shard_index import FIELDS, Kind, ShardEntry, ShardIndex, member_key, parse_index
+from ndavid.data.shard_index import (
+    FIELDS,
+    OPTIONAL_FIELDS,
+    Kind,
+    ShardEntry,
+    ShardIndex,
+    fields_of,
+    member_key,
+    parse_index,
+)
 from ndavid.data.shard_index_checks import check_head, check_sample
 from ndavid.data.shard_store import read_shard
 from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
@@ -37,7 +46,11 @@ _HASHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ShardItem:
-    """A sample to write: its file, the file's suffix, and its facts in the order of `FIELDS`."""
+    """A sample to write: its file, the file's suffix, and its facts.
+
+    They are in the order of the kind's `FIELDS`, and then maybe of its `OPTIONAL_FIELDS`, of all
+    samples or of none.
+    """
 
     content: bytes
     suffix: str
@@ -71,6 +84,9 @@ class ClipFiles:
     def __init__(self, records: Sequence[ClipRecord], root: Path) -> None:
         self.records = records
         self.root = root
+        # Older versions read an index without this, so it is there only where it says something.
+        damaged = OPTIONAL_FIELDS[self.kind] if any(record.damaged for record in records) else ()
+        self._fields = (*FIELDS[self.kind], *damaged)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,7 +104,7 @@ class ClipFiles:
             raise DataError(path, "the file is empty (0 bytes)")
         if change := change_of_content(record, content):
             raise DataError(path, f"is not the file that was prepared ({change})")
-        facts = tuple(getattr(record, field) for field in FIELDS[self.kind])
+        facts = tuple(getattr(record, field) for field in self._fields)
         return ShardItem(content, path.suffix[1:].lower() or "video", facts)
 
     def name(self, index: int) -> str:
@@ -244,15 +260,18 @@ def _sound(samples: ShardInput, index: int) -> ShardItem:
     """A sample that the index can hold; readers would refuse the whole index for another."""
     item = samples.item(index)
     try:
-        check_sample(dict(zip(FIELDS[samples.kind], item.facts, strict=True)))
+        check_sample(_facts(samples.kind, item))
     except ValueError as error:
         raise DataError(samples.name(index), str(error)) from error
     return item
 
 
+def _facts(kind: Kind, item: ShardItem) -> dict[str, Any]:
+    return dict(zip(fields_of(kind, item.facts), item.facts, strict=True))
+
+
 def _member(kind: Kind, key: str, item: ShardItem) -> dict[str, Any]:
-    facts = dict(zip(FIELDS[kind], item.facts, strict=True))
-    text = json.dumps(facts, ensure_ascii=False).encode()
+    text = json.dumps(_facts(kind, item), ensure_ascii=False).encode()
     return {"__key__": key, "json": text, item.suffix: item.content}
 
 

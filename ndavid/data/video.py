@@ -121,16 +121,16 @@ class _RecordedClips:
         path: str | Path = self.root / record.path
         content, backend, num_frames, verified = None, self.backend, None, None
         damage = ""
-        if self.store is not None:
-            path, content = self.store.name(index), self.store.content(index)
-            num_frames = record.num_frames
-        elif not self._has_changed(index):
+        known = self.store is not None or not self._has_changed(index)
+        if known:
             num_frames = record.num_frames
             verified = record.decord_ok if backend == "decord" else None
             if record.damaged:  # a copy that `prepare` encoded anew shows it unflagged
                 damage = f"{record.damaged} of its {record.num_frames} frames are damaged"
         elif backend == "decord":
             backend = "pyav"  # Whether decord reads the file right was found out of another one.
+        if self.store is not None:
+            path, content = self.store.name(index), self.store.content(index)
         with open_reader(
             path, backend, num_frames=num_frames, verified=verified, content=content
         ) as reader:

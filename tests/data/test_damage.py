@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.preparation import PrepareSettings, prepare
 from ndavid.data.preparation_report import summary
 from ndavid.data.sampling import DenseClip
+from ndavid.data.shard_index import FIELDS, parse_index
+from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.transforms import AugmentConfig, eval_transform, train_transform
 from ndavid.data.video import ClipDataset, VideoDataConfig, ViewsDataset, collate
 from ndavid.errors import DataError, DecodeError
@@ -146,6 +149,70 @@ def test_damage_of_a_clip_that_cannot_be_read_is_not_told_of_its_stand_in(folder
     )
     skipped = views[1]
     assert skipped["bad"] and "damaged" not in skipped
+
+
+def from_shards(folder: Path, output: Path, known: int | None, damaged: str) -> ClipDataset:
+    """The training clips from one shard; clip 1 is the one that is damaged."""
+    if not output.exists():
+        samples = ClipFiles(records("train", known), folder)
+        write_shards(samples, output, num_shards=1, classes=["a"], split="train", fold=1)
+    clips = open_clips(VideoDataConfig(shards=str(output)), DenseClip(30))
+    assert len(clips.records) == 3
+    transform = train_transform(AugmentConfig(preset="none", size=32))
+    return ClipDataset(
+        *(clips.records, clips.root, DenseClip(30), transform),
+        on_error="next",
+        damaged=damaged,
+        store=clips.store,
+    )
+
+
+def place_of_the_damaged(clips: ClipDataset) -> int:
+    return [record.path for record in clips.records].index("train/a/1.mp4")
+
+
+def test_damage_is_found_in_the_bytes_of_a_shard(folder, tmp_path) -> None:
+    """With nothing known before: the decoder flags frames of bytes as it does those of files."""
+    reported = from_shards(folder, tmp_path / "shards", None, "report")
+    hit = place_of_the_damaged(reported)
+    sample = reported[hit]
+    assert sample["index"] == hit and "frames read are damaged" in sample["damaged"][0][1]
+    assert "damaged" not in reported[(hit + 1) % 3]
+    refused = from_shards(folder, tmp_path / "shards", None, "bad")[hit]
+    assert refused["index"] != hit and "frames read are damaged" in refused["bad"][0][1]
+
+
+def test_shards_know_of_damage_that_their_frames_do_not_show(folder, tmp_path) -> None:
+    """`prepare --short-side` encodes anew what the decoder made up, and nothing is flagged."""
+    small = PrepareSettings(short_side=32)
+    annotations = parse_folder(folder)
+    prepare(annotations, folder, tmp_path, settings=small, num_workers=0, progress=False)
+    manifest = read_manifest(tmp_path)
+    samples = ClipFiles(manifest.select("train"), manifest.root)
+    assert probe(manifest.root / "clips" / "train" / "a" / "1.mp4").damaged == 0
+    write_shards(samples, tmp_path / "shards", num_shards=1, classes=["a"], split="train", fold=1)
+    config = VideoDataConfig(shards=str(tmp_path / "shards"))
+    clips = open_clips(config, DenseClip(30))
+    assert "1 with damaged frames" in clips.summary
+    hit = next(k for k, record in enumerate(clips.records) if record.damaged)
+    transform = train_transform(AugmentConfig(preset="none", size=32))
+    arguments = (clips.records, clips.root, DenseClip(30), transform)
+    reported = ClipDataset(*arguments, store=clips.store)[hit]
+    assert f"of its {NUM_FRAMES} frames are damaged" in reported["damaged"][0][1]
+    refused = ClipDataset(*arguments, store=clips.store, damaged="bad", on_error="next")[hit]
+    assert refused["index"] != hit and "frames are damaged" in refused["bad"][0][1]
+
+
+def test_an_index_without_damage_is_that_of_older_versions(folder, tmp_path) -> None:
+    from_shards(folder, tmp_path / "sound", 0, "report")
+    from_shards(folder, tmp_path / "hit", 3, "report")
+    sound, hit = (json.loads((tmp_path / n / "index.json").read_text()) for n in ("sound", "hit"))
+    assert sound["fields"] == list(FIELDS["clips"])
+    assert hit["fields"] == [*FIELDS["clips"], "damaged"]
+    assert sorted(sample[-1] for sample in hit["shards"][0]["samples"]) == [0, 0, 3]
+    hit["shards"][0]["samples"][0][-1] = -1
+    with pytest.raises(DataError, match="damaged must be a whole number from 0"):
+        parse_index("index.json", json.dumps(hit).encode())
 
 
 def test_frames_beside_the_damage_are_sound(folder) -> None:

@@ -77,6 +77,21 @@ def test_a_sound_index_is_read(kind: str, mark: bytes) -> None:
     assert parse_index("index.json", found.to_json().encode()) == found
 
 
+def test_an_index_that_counts_damaged_frames_is_read() -> None:
+    index = index_of("clips")
+    index["fields"].append("damaged")
+    for shard, damaged in zip(index["shards"], (None, 4), strict=True):
+        shard["samples"][0].append(damaged)
+    found = parse_index("index.json", json.dumps(index).encode())
+    assert [record.damaged for record in clip_records(found)] == [None, 4]
+    assert parse_index("index.json", found.to_json().encode()) == found
+    older = parse_index("index.json", json.dumps(index_of("clips")).encode())
+    assert [record.damaged for record in clip_records(older)] == [None, None]
+    del index["shards"][1]["samples"][0][-1]
+    with pytest.raises(DataError, match=r"a sample of 000001\.tar has not 8 fields"):
+        parse_index("index.json", json.dumps(index).encode())
+
+
 OUTSIDE = [
     "pipe:touch started; cat 000000.tar",
     "pipe:touch started;.tar",
