@@ -200,8 +200,13 @@ def write_frames(folder: Path, names: list[str]) -> Path:
         (["img_1.png", "img_2.png", "flow_x_1.png"], r"2 kinds.*1 like flow_x_1.png, 2 like img_1"),
         (["img_1.png", "img_1.jpg"], "2 kinds of names"),
         (["a.png", "b.png"], "2 kinds of names"),
-        (["cam1_1.png", "cam1_2.png", "cam2_1.png", "cam2_2.png"], "no number in the names"),
-        (["1.png", "01.png"], "no number in the names"),
+        (
+            ["cam1_1.png", "cam1_2.png", "cam2_1.png", "cam2_2.png"],
+            r"2 kinds of names \(2 like cam1_1\.png, 2 like cam2_1\.png\).*folder of its own",
+        ),
+        (["s1e1-1.png", "s1e1-2.png", "s1e2-1.png"], "2 kinds of names"),
+        (["1.png", "01.png"], r"01\.png and 1\.png\) do not tell them apart"),
+        (["1.png", "01.png", "2.png"], "do not tell them apart"),
     ],
 )
 def test_a_folder_of_several_sequences_is_refused(tmp_path: Path, names, reason) -> None:
@@ -215,9 +220,21 @@ def test_a_folder_of_several_sequences_is_refused(tmp_path: Path, names, reason)
         ["still.png"],
         ["clip7_0001.png", "clip7_0002.png", "clip7_0010.png"],
         ["frame_1_at_33ms.png", "frame_2_at_33ms.png"],
+        ["frame1_at_33ms.png", "frame2_at_66ms.png", "frame3_at_66ms.png"],
+        ["t_1.0.png", "t_1.5.png", "t_2.0.png", "t_2.5.png", "t_10.0.png"],
+        ["t1.0.png", "t1.5.png", "t2.0.png", "t2.5.png"],
+        ["00-00.png", "00-01.png", "01-00.png", "01-01.png"],
+        ["00_00_00.png", "00_00_01.png", "00_01_00.png", "00_01_01.png"],
         ["img_1.png", "IMG_2.PNG", "._img_1.png", ".hidden.jpg", "notes.txt"],
     ],
 )
 def test_one_sequence_is_read_in_order(tmp_path: Path, names) -> None:
-    with open_reader(write_frames(tmp_path / "frames", names), "frames") as reader:
-        assert len(reader) == sum(name[0] != "." and not name.endswith("txt") for name in names)
+    folder, frames = tmp_path / "frames", [name for name in names if name[0] != "."]
+    frames = [name for name in frames if not name.endswith("txt")]
+    write_frames(folder, names)
+    for k, name in enumerate(frames):
+        Image.new("RGB", (30, 20), (20 * k, 0, 0)).save(folder / name, format="PNG")
+    with open_reader(folder, "frames") as reader:
+        assert len(reader) == len(frames)
+        shown = reader.read(range(len(frames)))[:, 0, 0, 0].tolist()
+    assert shown == [20 * k for k in range(len(frames))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,11 +115,34 @@ def _image_files(path: str) -> list[Path]:
     return sorted(files, key=_natural_order)
 
 
+# A thing and its number, before another number: the camera of `cam1_0007`. Not before the fraction
+# of a time, as in `t1.5`.
+_NUMBERED_THING = re.compile(r"[^\W\d_]+\d+(?:\.\d+)*(?=[^\d.].*\d)")
+
+
 def _check_one_sequence(path: str, files: Sequence[Path]) -> None:
     """Refuses a folder of several kinds of names: as one video they would be shown mixed."""
+    _check_one_kind(path, files, lambda file: re.sub(r"\d+", "#", file.name.lower()))
+    numbers = [tuple(map(int, re.findall(r"\d+", file.name))) for file in files]
+    if any(len(set(column)) == len(files) for column in zip(*numbers, strict=True)):
+        return  # one number counts the frames, whatever the others say
+    _check_one_kind(path, files, lambda file: " ".join(_NUMBERED_THING.findall(file.stem.lower())))
+    # Several numbers together may: seconds and their fraction, minutes and seconds.
+    if len(set(numbers)) < len(files):
+        first, second = sorted(files, key=_natural_order)[:2]
+        raise DecodeError(
+            path,
+            BACKEND,
+            f"the numbers in the names of its {len(files)} images (such as {first.name} and "
+            f"{second.name}) do not tell them apart: number the frames of each video, in a folder "
+            "of its own",
+        )
+
+
+def _check_one_kind(path: str, files: Sequence[Path], kind_of: Callable[[Path], str]) -> None:
     kinds: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        kinds[re.sub(r"\d+", "#", file.name.lower())].append(file)
+        kinds[kind_of(file)].append(file)
     if len(kinds) > 1:
         shown = sorted(
             (min(found, key=_natural_order).name, len(found)) for found in kinds.values()
@@ -132,21 +155,9 @@ def _check_one_sequence(path: str, files: Sequence[Path]) -> None:
             f"holds images of {len(kinds)} kinds of names ({names}{more}), which are not one "
             "video: move each kind into a folder of its own",
         )
-    # In one kind (cam1_0007) some number must tell each frame from all others.
-    numbers = zip(*(re.findall(r"\d+", file.name) for file in files), strict=True)
-    if len(files) > 1 and not any(
-        len({int(n) for n in column}) == len(files) for column in numbers
-    ):
-        first, second = sorted(files, key=_natural_order)[:2]
-        raise DecodeError(
-            path,
-            BACKEND,
-            f"no number in the names of its {len(files)} images (such as {first.name} and "
-            f"{second.name}) is that of the frame: move each video into a folder of its own",
-        )
 
 
 def _natural_order(file: Path) -> tuple[list[tuple[int, str]], str]:
-    """Orders frame_2 before frame_10; the plain name settles ties such as 01 and 1."""
-    parts = re.split(r"(\d+)", file.name)
+    """Orders frame_2 before frame_10 and FRAME_10; the plain name settles ties such as 01 and 1."""
+    parts = re.split(r"(\d+)", file.name.lower())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], file.name
