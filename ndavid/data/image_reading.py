@@ -33,8 +33,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_LARGEST_OF_16_BITS = 65535
-
 
 class BadImage(Exception):
     """Why a file cannot be read as an image, in words that go behind its name."""
@@ -59,7 +57,8 @@ def read_image_bytes(content: bytes, *, upright: bool = True) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             image.load()
-            return _eight_bits(_turned(image) if upright else image)
+            # What is turned has forgotten its format.
+            return _eight_bits(_turned(image) if upright else image, image.format)
     except BadImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -90,15 +89,18 @@ def _turned(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """RGB of any mode; Pillow alone would clip 16 bits to white."""
+def _eight_bits(image: Image.Image, kind: str | None) -> np.ndarray:
+    """RGB of any mode; Pillow alone would clip 16 bits to white. `kind` is the file's format."""
     if image.mode == "F":
         raise BadImage("its pixels are floating-point numbers of no known range; save 8 or 16 bits")
+    if image.mode == "I" and kind == "TIFF":
+        # Of 32 bits or signed, often counts far below the largest: the upper bits are black.
+        raise BadImage(
+            "its pixels are whole numbers of 32 bits or with a sign, of no known range; convert "
+            "them to 8 bits, or to 16 without a sign, yourself"
+        )
+    # PNG and PGM of 16 bits come in the first mode or in the others.
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        # Pillow gives signed and 32-bit TIFFs the same mode as 16-bit PGMs.
-        if values.min() < 0 or values.max() > _LARGEST_OF_16_BITS:
-            raise BadImage("its pixels are whole numbers beyond 16 bits, of no known range")
-        gray = (values >> 8).astype(np.uint8)
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
