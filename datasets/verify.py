@@ -41,6 +41,7 @@ def report(result: Verification) -> str:
     across = len(result.duplicates_across)
     if across:
         lines.append(f"  warning: {across} of these sets lie on both sides of a split")
+    lines += [f"  warning: {warning}" for warning in result.warnings]
     if result.absent:
         lines.append(
             f"  warning: {len(result.absent)} of {result.num_classes} classes have no clip "

@@ -30,6 +30,7 @@ class Verification:
         absent: classes that have no clip at all, of `num_classes`.
         num_unknown: clips whose row does not say which file it is of, as in older manifests.
         errors: what makes the set unusable as it stands; one line each.
+        warnings: what makes it unusable unless it is meant; one line each.
         duplicates: paths of files with the same bytes, a tuple a set of copies.
         duplicates_across: those of them that lie on both sides of some fold.
         notes: what lies beside the clips and is no video, a line each.
@@ -45,6 +46,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     num_classes: int = 0
     absent: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def verify(
@@ -87,6 +89,7 @@ def verify(
         absent=_absent(contents),
         num_unknown=sum(not is_recorded(record) for record in contents.records),
         notes=_notes(contents),
+        warnings=_warnings(contents),
     )
 
 
@@ -130,6 +133,18 @@ def _absent(manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for label, name in enumerate(manifest.classes) if label not in labels)
 
 
+def _warnings(manifest: Manifest) -> tuple[str, ...]:
+    """Classes under the names of splits; `--layout classes` of `prepare` means them so."""
+    called = {side_called(name) for name in manifest.classes} - {None}
+    if "train" not in called or len(called) == 1:
+        return ()
+    names = ", ".join(filter(side_called, manifest.classes))
+    return (
+        f"classes are called {names}: if these are the folders of a split, test videos are trained "
+        "on; then prepare it again, without --layout classes",
+    )
+
+
 def _label_errors(manifest: Manifest) -> list[str]:
     num_classes = len(manifest.classes)
     errors = [
@@ -137,12 +152,6 @@ def _label_errors(manifest: Manifest) -> list[str]:
         for record in manifest.records
         if not -1 <= record.label < num_classes
     ]
-    called = {side_called(name) for name in manifest.classes} - {None}
-    if "train" in called and len(called) > 1:
-        errors.append(
-            f"classes are called {', '.join(filter(side_called, manifest.classes))}: folders of a "
-            "split were taken for classes, and test videos for training ones; prepare it again"
-        )
     # Classes without any clip are told apart: they are the lists', not this set's.
     present = {record.label for record in manifest.records} & set(range(num_classes))
     for fold in range(1, manifest.num_folds + 1):

@@ -42,6 +42,21 @@ def test_prepare_and_verify_agree_and_a_lost_file_fails(call, videos: Path, tmp_
     assert broken.code == 1 and f"{lost.name}: no such file" in broken.stdout
 
 
+def test_classes_that_are_called_like_splits_are_sound_with_a_warning(
+    call, videos: Path, tmp_path: Path
+):
+    for number, name in enumerate(("train", "test", "bus")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        shutil.copy(sorted(videos.glob("*/*.mp4"))[number], tmp_path / "mine" / name)
+    output = tmp_path / "out"
+    words = ("--layout", "classes", "--quiet", "--workers", "0")
+    prepared = call("prepare", "folder", "--videos", tmp_path / "mine", "--output", output, *words)
+    assert prepared.code == 0
+    sound = call("verify", output, "--quiet", "--workers", "0")
+    assert sound.code == 0 and sound.stdout.rstrip().endswith("sound")
+    assert "warning: classes are called test, train" in sound.stdout
+
+
 def test_a_killed_run_leaves_no_workers_and_goes_on_where_it_was(
     call, videos: Path, tmp_path: Path
 ):
