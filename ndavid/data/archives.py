@@ -45,6 +45,8 @@ _ZIP_METHODS = {
     zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
 }  # fmt: skip
 
+_READ_BYTES = 1 << 20
+
 _WATCHED_EVERY_SECONDS = 0.5
 
 # Tool -> (list the names one a line, extract into the current folder); {} is the archive.
@@ -147,6 +149,7 @@ def _unpack_tar(archive: Path, target: Path, max_bytes: int) -> list[Path]:
             size += member.size
             _check_size(archive, size, max_bytes)
             members.append(member)
+        _read_to_end(archive, contents, max_bytes)
         places = _checked_places(archive, target, (member.name for member in members))
         for member, place in zip(members, places, strict=True):
             stream = contents.extractfile(member)
@@ -154,6 +157,14 @@ def _unpack_tar(archive: Path, target: Path, max_bytes: int) -> list[Path]:
                 with stream:
                     files.append(_write(stream, place))
     return files
+
+
+def _read_to_end(archive: Path, contents: tarfile.TarFile, max_bytes: int) -> None:
+    """Reads what lies behind the last member: a compressed tar has its checksum at its end."""
+    stream, size = contents.fileobj, 0
+    while stream is not None and (part := stream.read(_READ_BYTES)):
+        size += len(part)
+        _check_size(archive, size, max(max_bytes, _READ_BYTES))
 
 
 def _unpack_rar(archive: Path, target: Path, max_bytes: int) -> list[Path]:
@@ -265,7 +276,7 @@ def _checked_places(archive: Path, target: Path, names: Iterable[str]) -> list[P
 def _write(stream: IO[bytes], place: Path) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(place, sync=False) as output:  # of thousands of small files
-        shutil.copyfileobj(stream, output, 1 << 20)
+        shutil.copyfileobj(stream, output, _READ_BYTES)
     return place
 
 

@@ -82,9 +82,8 @@ def test_a_header_that_is_a_gigabyte_is_refused_in_little_memory(tmp_path, zeros
 def test_each_kind_of_header_is_bounded(tmp_path: Path, kind: bytes, size: int) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(bytes(header(kind, size)) + bytes(header(tarfile.REGTYPE, 0)) + bytes(1024))
-    with pytest.raises(DataError, match=f"a header of {size} bytes") as caught:
+    with pytest.raises(DataError, match=f"a header of {size} bytes"):
         unpack(path, tmp_path / "out")
-    assert len(str(caught.value).splitlines()) == 1
     assert f"a header of {size} bytes" in read_shard(str(path), 10**6).problem
 
 
