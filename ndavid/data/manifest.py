@@ -12,12 +12,10 @@ a clip keeps its number.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from pathlib import Path
 import torch
 
 from ndavid.data.names import check_name, check_text
+from ndavid.data.whole_files import whole_text, write_whole_text
 from ndavid.errors import ConfigError, DataError
 
 COLUMNS = ("path", "label", "class", "group", "frames", "fps", "width", "height", "decord_ok")
@@ -132,8 +131,8 @@ class Manifest:
             target = target / "manifest.csv"
         self.check_names(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(target.parent / "classes.txt", "".join(f"{c}\n" for c in self.classes))
-        with _atomic_text(target) as stream:
+        write_whole_text(target.parent / "classes.txt", "".join(f"{c}\n" for c in self.classes))
+        with whole_text(target) as stream:
             root = self._root_from(target)
             if root != ".":
                 stream.write(f"{_ROOT_MARK} {root}\n")
@@ -362,25 +361,3 @@ def _draw_groups(groups: dict[str, int], fraction: float, generator: torch.Gener
             drawn.append(name)
             total += groups[name]
     return drawn
-
-
-@contextlib.contextmanager
-def _atomic_text(target: Path):
-    """A text stream whose content appears under `target` whole, or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a dataset is often shared
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _write_atomically(target: Path, text: str) -> None:
-    with _atomic_text(target) as stream:
-        stream.write(text)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +15,7 @@ import av
 
 from ndavid.data.leaks import Leak, sources_shared_by_classes
 from ndavid.data.manifest import Manifest
+from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError, printable
 
 SHOWN = 5
@@ -166,17 +165,10 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.unlink(missing_ok=True)
-        with partial.open("x", encoding="utf-8") as stream:  # never through a planted link
-            stream.write(text)
-        os.replace(partial, path)
+        write_whole_text(path, text)
     except OSError as error:
         raise DataError(path, f"cannot write it: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _problem_lines(title: str, report: str, problems: Sequence[str]) -> list[str]:

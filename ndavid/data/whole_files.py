@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 # What marks a file that was not finished: a leftover of a process that was killed.
 MARK = ".partial"
@@ -41,6 +42,22 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_text(path: Path) -> Iterator[TextIO]:
+    """The same of text: UTF-8, with line ends as they are written."""
+    with whole_file(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        yield text
+        text.flush()
+        text.detach()  # whole_file closes what is below
+
+
+def write_whole_text(path: Path, content: str) -> None:
+    """Writes a text file whole or not at all. Raises OSError where it cannot be written."""
+    with whole_text(path) as stream:
+        stream.write(content)
 
 
 def remove_leftovers(folder: Path, name: str) -> None:

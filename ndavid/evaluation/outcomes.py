@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError
 
 OUTCOMES_FILE = "outcomes.csv"
@@ -56,9 +57,7 @@ def write_outcomes(outcomes: Iterable[Outcome], path: str | os.PathLike[str]) ->
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows((o.fold, o.item, o.metric, o.value) for o in outcomes)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    partial.write_text(table.getvalue(), encoding="utf-8", newline="")
-    partial.replace(target)
+    write_whole_text(target, table.getvalue())
     return target
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import Metric, mean_of_independent
 from ndavid.evaluation.outcomes import Outcome
@@ -144,9 +145,7 @@ class Result:
         values = dataclasses.asdict(dataclasses.replace(self, outcomes=[]))
         del values["outcomes"]
         text = json.dumps(values, indent=2, allow_nan=False)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_whole_text(target, text + "\n")
         return target
 
     def summary(self) -> str:

@@ -25,6 +25,7 @@ from ndavid.checkpoint_files import FOLDER
 from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import read_manifest
+from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError, printable, printable_lines
 from ndavid.evaluation.figures import (
     accuracy_figure,
@@ -138,9 +139,7 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
     )
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
+    write_whole_text(target, page)
     return target
 
 

@@ -14,7 +14,7 @@ from ndavid.data import whole_files
 from ndavid.data.image_archive import PackedSplit, write_archive
 from ndavid.data.image_sources import FileImages
 from ndavid.data.shard_writing import ImageFiles, write_shards
-from ndavid.data.whole_files import whole_file
+from ndavid.data.whole_files import whole_file, whole_text, write_whole_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -26,6 +26,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_file(target) as stream:
         stream.write(bytes([1 // 0]))
     assert target.read_bytes() == b"one" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_text_appears_as_it_was_written_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_whole_text(target, "one\r\nzwei ü\n")
+    assert target.read_bytes() == "one\r\nzwei ü\n".encode()
+    with pytest.raises(ZeroDivisionError), whole_text(target) as stream:
+        stream.writelines("half" * 10_000 + str(1 // (3 - k)) for k in range(4))
+    assert target.read_bytes()[:3] == b"one" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_name_that_exists_is_never_written_on(tmp_path: Path, monkeypatch) -> None:

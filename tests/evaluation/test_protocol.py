@@ -10,8 +10,9 @@ import pytest
 
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import wilson
-from ndavid.evaluation.outcomes import Outcome
+from ndavid.evaluation.outcomes import Outcome, write_outcomes
 from ndavid.evaluation.protocol import Protocol, Result, load_result, mean_over_folds
+from ndavid.evaluation.report import Report, write_report
 
 
 def result(fold: int, correct: int, total: int) -> Result:
@@ -23,6 +24,19 @@ def result(fold: int, correct: int, total: int) -> Result:
         seconds=2.0,
         details={"classes": ["a", "b"], "value": fold},
     )
+
+
+@pytest.mark.parametrize("name", ["result.json", "outcomes.csv", "report.html"])
+def test_a_link_that_was_planted_is_not_written_through(tmp_path: Path, name: str) -> None:
+    write = {
+        "result.json": result(1, 3, 4).save,
+        "outcomes.csv": lambda path: write_outcomes([Outcome("a", "top1", 1.0)], path),
+        "report.html": lambda path: write_report(Report(title="t"), path),
+    }[name]
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / f"{name}.{os.getpid()}.partial").symlink_to(tmp_path / "precious")
+    assert write(tmp_path / name).stat().st_size > 0
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
