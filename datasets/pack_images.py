@@ -24,6 +24,7 @@ from ndavid.data.image_sources import ImageSource, listing_notes
 from ndavid.data.images import ImageDataConfig, open_images
 from ndavid.errors import ConfigError, DataError, printable
 from ndavid.locks import hold_file
+from ndavid.ranges import percent
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
 # The array prefix of a tree without parts, whose split is "".
@@ -115,12 +116,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--png", action="store_true", help="write PNGs, which lose nothing")
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
     return parser.parse_args()
-
-
-def percent(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"must lie between 1 and 100, got {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ndavid.data.folder_annotations import Layout, parse_folder
 from ndavid.data.preparation import PrepareSettings, prepare
 from ndavid.data.preparation_report import summary
 from ndavid.interruption import kept_when_interrupted
+from ndavid.ranges import at_least, fraction
 
 PARSERS = {"ucf101": parse_ucf101, "hmdb51": parse_hmdb51, "kinetics": parse_kinetics}
 
@@ -112,21 +113,6 @@ def parse_options() -> argparse.Namespace:
     if (options.test_fraction or options.layout != "auto") and options.dataset != "folder":
         parser.error("--test-fraction and --layout are for folder: the others have official splits")
     return options
-
-
-def at_least(low: int):
-    def whole_number(text: str) -> int:
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
-        return int(text)
-
-    return whole_number
-
-
-def fraction(text: str) -> float:
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
-    return float(text)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from ndavid.data.shard_writing import (
     write_shards,
 )
 from ndavid.errors import DataError, printable
+from ndavid.ranges import at_least, percent
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
 # About 50 MB of clips of 128 pixels, or of ImageNet's images.
@@ -172,21 +173,6 @@ def add_common(command: argparse.ArgumentParser, per_shard: int) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="of the order (0)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def at_least(low: int):
-    def whole_number(text: str) -> int:
-        if int(text) < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
-        return int(text)
-
-    return whole_number
-
-
-def percent(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"must lie between 1 and 100, got {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from ndavid.config import run_main
 from ndavid.data.verification import Verification, verify
 from ndavid.errors import first_few, printable
+from ndavid.ranges import at_least
 
 SHOWN = 20
 
@@ -66,7 +67,7 @@ def parse_options() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("manifest", type=Path, help="manifest.csv, or the folder that holds it")
-    parser.add_argument("--decode", type=int, default=32, help="how many clips to decode (32)")
+    parser.add_argument("--decode", type=at_least(0), default=32, help="how many to decode (32)")
     parser.add_argument("--decode-all", action="store_true", help="decode every clip")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,13 +1,17 @@
-"""Bounds on the numbers of a config, checked where the config is made, with the key's name."""
+"""Bounds on numbers: of a config, checked where it is made, with the key's name; of commands."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ndavid.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,28 @@ NOT_NEGATIVE = Range(0)
 AT_LEAST_1 = Range(1)
 SHARE = Range(0, 1)
 SHARE_BELOW_1 = Range(0, 1, below=True)
+
+
+def _number_in(kind: Callable[[str], Number], allowed: Range) -> Callable[[str], Number]:
+    """What argparse takes as the `type` of an option: reads a number and holds it to a range."""
+
+    def parse(text: str) -> Number:
+        value = kind(text)
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # argparse shows it
+    return parse
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The `type` of an option for whole numbers from `low`."""
+    return _number_in(int, Range(low))
+
+
+percent = _number_in(int, Range(1, 100))
+fraction = _number_in(float, SHARE_BELOW_1)
 
 
 def most_workers() -> int:

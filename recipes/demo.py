@@ -77,12 +77,10 @@ def draw_ops(folder: Path) -> report.Picture:
     """The gallery of ops on one of the clips."""
     picture = folder / "ops.png"
     first, second = sorted((folder / "clips").glob("*/*.mp4"))[0:31:30]
-    ndavid_command(
-        ["preview", "--input", str(first), "--partner", str(second), "--output", str(picture)]
-    )
-    return report.Picture(
-        title="The negatives", image=picture, caption="Each row is one op on one clip."
-    )
+    clips = ("--input", str(first), "--partner", str(second))
+    ndavid_command(["preview", *clips, "--output", str(picture)])
+    caption = "Each row is one op on one clip."
+    return report.Picture(title="The negatives", image=picture, caption=caption)
 
 
 def write_page(folder: Path, rows: list[ReportRow], runs: dict[str, Path]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import math
 import re
@@ -25,9 +26,12 @@ from ndavid.ranges import (
     AT_LEAST_1,
     POSITIVE,
     SHARE_BELOW_1,
+    at_least,
     check_ranges,
     check_workers,
+    fraction,
     most_workers,
+    percent,
 )
 
 
@@ -273,6 +277,26 @@ def test_a_number_out_of_range_is_named_with_its_group(text: str, said: str) -> 
     with pytest.raises(ConfigError) as error:
         from_yaml(Whole, text)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sound", "wrong"),
+    [
+        (at_least(16), ["16", "400"], {"15": "at least 16", "1.5": "whole number", "x": "number"}),
+        (percent, ["1", "100"], {"0": r"in \[1, 100\]", "101": r"in \[1, 100\]"}),
+        (fraction, ["0", "0.5"], {"1": r"in \[0, 1\)", "-0.1": "in", "nan": "in", "x": "number"}),
+    ],
+    ids=["at_least", "percent", "fraction"],
+)
+def test_numbers_of_commands_are_held_to_their_range(capsys, kind, sound, wrong) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--value", type=kind)
+    for text in sound:
+        assert parser.parse_args([f"--value={text}"]).value == float(text)
+    for text, reason in wrong.items():
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--value={text}"])
+        assert re.search(f"argument --value: .*{reason}", capsys.readouterr().err)
 
 
 def test_ranges_hold_at_their_ends() -> None:

@@ -38,6 +38,9 @@ def test_prepare_and_verify_agree_and_a_lost_file_fails(call, videos: Path, tmp_
     assert sound.code == 0 and sound.stdout.rstrip().endswith("sound")
     lost = next(copy.glob("*/*.mp4"))
     lost.unlink()
+    for words in (("--decode", "-1"), ("--decode", "some")):
+        refused = call("verify", output, *words)
+        assert refused.code == 2 and "argument --decode" in refused.stderr
     broken = call("verify", output, *one_process)
     assert broken.code == 1 and f"{lost.name}: no such file" in broken.stdout
 
