@@ -69,13 +69,14 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
 ) -> None:
     path = write_outcomes([Outcome("old", "top1", 1.0)], tmp_path / "outcomes.csv")
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(handle: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_outcomes([Outcome("new", "top1", 0.0)] * 100, path)
     assert read_outcomes(path) == [Outcome("old", "top1", 1.0)]
+    assert os.listdir(tmp_path) == ["outcomes.csv"]
 
 
 @pytest.mark.parametrize(
