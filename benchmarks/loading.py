@@ -46,6 +46,7 @@ from torchvision.transforms import v2
 
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.decode import open_reader, probe
+from ndavid.data.decoding.pyav_versions import open_video
 from ndavid.data.encode import reencode
 from ndavid.data.images import ImageDataset, MemoryImages
 from ndavid.data.sampling import DpcBlocks
@@ -61,7 +62,7 @@ def pyav_alone(path: Path, indices: list[int]) -> None:
     """Decodes up to the last index and converts the frames asked for."""
     converter, wanted = VideoReformatter(), set(indices)
     threads = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_video(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
@@ -75,7 +76,7 @@ def pyav_alone(path: Path, indices: list[int]) -> None:
 def pyav_to_ndarray(path: Path, indices: list[int]) -> None:
     """The same as PyAV's examples write it."""
     wanted = set(indices)
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_video(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         for index, frame in enumerate(container.decode(stream)):

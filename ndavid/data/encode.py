@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ndavid.data.decode import open_reader, probe
+from ndavid.data.decoding.pyav_versions import CONVERT_ON_ONE_THREAD
 from ndavid.errors import DataError, DecodeError
 
 # For a file that does not tell its frame rate; UCF101's own.
@@ -184,7 +185,9 @@ def _encode(
         for frame in frames:
             pixels = frame.permute(1, 2, 0).contiguous().numpy()
             image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            image = scaler.reformat(image, width, height, "yuv420p", interpolation="AREA")
+            image = scaler.reformat(
+                image, width, height, "yuv420p", interpolation="AREA", **CONVERT_ON_ONE_THREAD
+            )
             image.pts = written
             image.time_base = 1 / rate
             container.mux(stream.encode(image))

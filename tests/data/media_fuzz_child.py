@@ -15,10 +15,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import av
-
 from ndavid.data.changed_files import change_of
 from ndavid.data.decode import open_reader, probe
+from ndavid.data.decoding.pyav_versions import open_video
 from ndavid.data.encode import reencode
 from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import ClipRecord, Manifest
@@ -39,7 +38,7 @@ def frame_digest(path: Path, num_frames: int) -> str:
 
 def flagged(path: Path) -> int:
     """Frames flagged, counted with nothing of ours."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_video(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "SLICE", 1
         return sum(frame.is_corrupt for frame in container.decode(stream))

@@ -27,13 +27,14 @@ from ndavid.data.decoding import pyav as pyav_backend
 from ndavid.data.decoding.containers import missing_bytes
 from ndavid.data.decoding.decord import DecordReader
 from ndavid.data.decoding.pyav import PyAvReader
+from ndavid.data.decoding.pyav_versions import open_video
 from ndavid.data.decoding.seeking import plan_seeks
 from ndavid.errors import ConfigError, DecodeError
 
 
 def naive_frames(path: Path) -> np.ndarray:
     """All frames (T, H, W, 3), with nothing of ours."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_video(str(path)) as container:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
 
 
@@ -435,7 +436,7 @@ torch.save(found, sys.argv[2])
 def naive_choice(path: Path, indices: list[int]) -> np.ndarray:
     """The frames at `indices` (n, H, W, 3), with nothing of ours."""
     pictures = {}
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_video(str(path)) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in indices:
                 pictures[index] = frame.to_ndarray(format="rgb24")

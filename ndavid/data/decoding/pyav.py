@@ -4,7 +4,7 @@ What real files taught (tests/data/test_decode.py holds each of these):
 
 * Headers lie about frame counts (HMDB51's AVIs claim one too many): frames are counted.
 * UCF101's AVIs with B-frames hand out frames in display order under unsorted timestamps.
-* Some HMDB51 files carry metadata that is not UTF-8: `metadata_errors="replace"`.
+* Some HMDB51 files carry metadata that is not UTF-8 (`open_video`).
 * FFmpeg's "best" stream is the largest one; here it is the first, whatever its size. A cover
   picture is no video.
 * `VideoFrame.to_ndarray` sets up a converter for every frame and threads for every converter;
@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
-import av
 import numpy as np
 import torch
 from av.container import InputContainer
@@ -37,14 +36,12 @@ from ndavid.data.decoding.base import (
     decode_errors,
 )
 from ndavid.data.decoding.orientation import Orientation, from_matrix
+from ndavid.data.decoding.pyav_versions import CONVERT_ON_ONE_THREAD, open_video
 from ndavid.data.decoding.seeking import SeekPlan, plan_seeks
 from ndavid.data.decoding.truncation import what_is_missing
 from ndavid.errors import DecodeError
 
 BACKEND = "pyav"
-
-# Before version 17 converting was single-threaded and the argument did not exist.
-_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 # Jumps over fewer frames than this are decoded through: planning a seek costs about as much.
 _WORTH_SEEKING = 24
@@ -216,7 +213,7 @@ class PyAvReader:
             shown = self._orientation.size(frame.height, frame.width)
             if shown != self._size:
                 raise _other_size(self.path, self._size, shown, self._position)
-            rgb = self._converter.reformat(frame, format="rgb24", **_ONE_THREAD)
+            rgb = self._converter.reformat(frame, format="rgb24", **CONVERT_ON_ONE_THREAD)
             return self._orientation.apply(rgb.to_ndarray())
 
 
@@ -297,7 +294,7 @@ def _open(path: str, video: str | BinaryIO | None = None) -> tuple[InputContaine
     Opens `video` if given; errors name `path`.
     """
     with decode_errors(path, BACKEND, "not a video that FFmpeg can open"):
-        container = av.open(video or path, "r", metadata_errors="replace")
+        container = open_video(video or path)
     try:
         with decode_errors(path, BACKEND, "its streams cannot be read"):
             streams = _video_streams(container)

@@ -18,8 +18,9 @@ import bisect
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import av
 from av.packet import Packet
+
+from ndavid.data.decoding.pyav_versions import open_video
 
 _IDR_SLICE = 5  # nal_unit_type of a slice of an IDR picture, H.264 table 7-1
 
@@ -56,7 +57,7 @@ def plan_seeks(video: str | BinaryIO, stream_index: int, num_frames: int) -> See
         num_frames: frames that decode from the start, as `probe` counted them.
     """
     try:
-        with av.open(video, metadata_errors="replace") as container:
+        with open_video(video) as container:
             stream = container.streams[stream_index]
             if "mp4" not in container.format.name or stream.codec_context.name != "h264":
                 return NO_SEEKS

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import os
 
-import av
-
 from ndavid.data.decoding.containers import avi_chunks, is_gif, missing_bytes
+from ndavid.data.decoding.pyav_versions import open_video
 
 WITHOUT_A_LENGTH = frozenset({".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob"})
 
@@ -66,7 +65,7 @@ def _stored(path: str | os.PathLike[str], stream: int) -> tuple[int, int]:
     chunks, filled = avi_chunks(path, stream)
     if chunks:
         return chunks, filled
-    with av.open(os.fspath(path), metadata_errors="replace") as container:
+    with open_video(os.fspath(path)) as container:
         video = container.streams[stream]
         packets = [packet for packet in container.demux(video) if packet.size]
         # FFmpeg takes what lies wholly outside of an edit list out of its index of the file, and
