@@ -92,7 +92,7 @@ def test_a_folder_of_ones_own_images(own_images: Path, tmp_path: Path) -> None:
     assert images.shape == (2, 3, 32, 32) and images.abs().amax() <= 1
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     class_tree: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_run_on_images_leaves_an_encoder_and_its_curves(image_tree: Path, tmp_
     assert encoder(torch.zeros(2, 3, 32, 32)).shape[:2] == (2, 64)
 
 
+@pytest.mark.slow  # a queue in two ranks that die: tests/methods/test_moco_runs.py
 def test_a_run_on_clips_in_two_ranks_dies_and_resumes_to_the_same_bits(
     clips: Path, tmp_path: Path
 ) -> None:

@@ -39,8 +39,10 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return outputs
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "ranks"),
+    [(2, 1), (0, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1), (2, 2)))],
+)
 def test_killed_at_random_and_resumed_is_the_same_to_the_bit(
     tmp_path: Path,
     request: pytest.FixtureRequest,

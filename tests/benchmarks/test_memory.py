@@ -37,6 +37,7 @@ def test_a_block_shows_in_the_resident_memory() -> None:
 
 
 @pytest.mark.skipif(not memory.Path("/proc/self/clear_refs").exists(), reason="Linux only")
+@pytest.mark.slow
 def test_chunks_take_less_than_the_square_of_scores() -> None:
     (whole,), (chunked,) = (
         measure(Series("scores", sparing), [48], "cpu") for sparing in (False, True)

@@ -20,7 +20,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_prepared(tmp_path_factory.mktemp("clips"), 8, 128))
 
 
-@pytest.mark.parametrize("name", ["dpc", "moco"])
+@pytest.mark.parametrize("name", ["dpc", pytest.param("moco", marks=pytest.mark.slow)])
 def test_every_part_of_a_step_is_seen(name: str, manifest: str, tmp_path: Path) -> None:
     case = training_step.CASES[name]._replace(batch=2)
     fetch = runner._Loop._fetch

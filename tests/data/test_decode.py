@@ -443,6 +443,7 @@ def naive_choice(path: Path, indices: list[int]) -> np.ndarray:
     return np.stack([pictures[index] for index in indices]).astype(np.int16)
 
 
+@pytest.mark.slow
 def test_real_and_broken_files_through_all_backends(shared_data, tmp_path, write_clip) -> None:
     """Right frames or a DecodeError, no process dies, and nothing is printed, not even by C."""
     generator = torch.Generator().manual_seed(0)

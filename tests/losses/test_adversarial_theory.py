@@ -303,6 +303,7 @@ def test_more_samples_lead_to_the_data_unless_broken_images_are_data(figure: Mod
     assert trends["data"].mean[-1] == pytest.approx(trends["data"].limit, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     output = tmp_path / "figure.png"
     subprocess.run([sys.executable, str(FIGURE), "--output", str(output)], check=True, timeout=500)

@@ -13,16 +13,20 @@ from ndavid.engine import checkpoint
 
 SCRIPT = Path(__file__).with_name("moco_run.py")
 SLOW = ["--pause=0.01"]
-RANKS = pytest.mark.parametrize("ranks", [1, 2])
+RANKS = pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 
 
 @pytest.fixture(scope="module")
 def unstopped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Runs that nobody stopped, by number of ranks."""
-    outputs = {ranks: tmp_path_factory.mktemp(f"moco{ranks}") / "run" for ranks in (1, 2)}
-    for ranks, output in outputs.items():
-        processes.run(SCRIPT, SLOW, output, ranks=ranks)
-    return outputs
+    """Runs that nobody stopped, by number of ranks; each is made when it is asked for."""
+
+    class Runs(dict[int, Path]):
+        def __missing__(self, ranks: int) -> Path:
+            self[ranks] = tmp_path_factory.mktemp(f"moco{ranks}") / "run"
+            processes.run(SCRIPT, SLOW, self[ranks], ranks=ranks)
+            return self[ranks]
+
+    return Runs()
 
 
 def ended_with(output: Path, rank: int) -> dict[str, Tensor]:

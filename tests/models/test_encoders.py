@@ -14,24 +14,30 @@ from ndavid.models.encoders import build_encoder, encoder_names
 from ndavid.models.matching import load_matching
 from ndavid.models.resnet2d3d import FrameMaxPool, ResNet2d3d
 
+
+def large(*case: object) -> object:
+    """A case that is kept for the long tests: a smaller one of its family is always run."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 # Name, clip (T, H, W), map (D, t, h, w).
 SHAPES = [
     ("resnet2d3d10", (5, 64, 96), (256, 2, 2, 3)),
     ("resnet2d3d10_half", (5, 64, 96), (128, 2, 2, 3)),
     ("resnet2d3d50_half", (5, 32, 32), (512, 2, 1, 1)),
     ("resnet2d3d18", (5, 33, 64), (256, 2, 2, 2)),
-    ("resnet2d3d34", (16, 32, 32), (256, 4, 1, 1)),
-    ("resnet2d3d50", (5, 32, 32), (1024, 2, 1, 1)),
+    large("resnet2d3d34", (16, 32, 32), (256, 4, 1, 1)),
+    large("resnet2d3d50", (5, 32, 32), (1024, 2, 1, 1)),
     ("torchvision:r3d_18", (8, 32, 48), (512, 1, 2, 3)),
-    ("torchvision:mc3_18", (5, 32, 32), (512, 5, 2, 2)),
-    ("torchvision:r2plus1d_18", (5, 32, 32), (512, 1, 2, 2)),
+    large("torchvision:mc3_18", (5, 32, 32), (512, 5, 2, 2)),
+    large("torchvision:r2plus1d_18", (5, 32, 32), (512, 1, 2, 2)),
     ("torchvision:s3d", (16, 64, 64), (1024, 2, 2, 2)),
     ("torchvision:swin3d_t", (5, 64, 64), (768, 3, 2, 2)),
     ("pytorchvideo:slow_r50", (5, 32, 64), (2048, 5, 1, 2)),
     ("pytorchvideo:x3d_xs", (5, 64, 64), (192, 5, 2, 2)),
-    ("pytorchvideo:r2plus1d_r50", (8, 32, 32), (2048, 2, 1, 1)),
-    ("pytorchvideo:csn_r101", (8, 32, 32), (2048, 1, 1, 1)),
-    ("pytorchvideo:c2d_r50", (8, 32, 32), (2048, 4, 1, 1)),
+    large("pytorchvideo:r2plus1d_r50", (8, 32, 32), (2048, 2, 1, 1)),
+    large("pytorchvideo:csn_r101", (8, 32, 32), (2048, 1, 1, 1)),
+    large("pytorchvideo:c2d_r50", (8, 32, 32), (2048, 4, 1, 1)),
     ("timm:resnet18", (5, 64, 64), (512, 5, 2, 2)),
     ("timm:test_vit", (2, 160, 160), (64, 2, 10, 10)),
     ("torchvision:resnet18", (3, 64, 96), (512, 3, 2, 3)),
@@ -41,13 +47,13 @@ SHAPES = [
 # Name, image (H, W), map (D, h, w).
 IMAGE_SHAPES = [
     ("cifar:resnet18", (32, 48), (512, 4, 6)),
-    ("cifar:resnet34", (16, 16), (512, 2, 2)),
-    ("cifar:resnet50", (16, 16), (2048, 2, 2)),
+    large("cifar:resnet34", (16, 16), (512, 2, 2)),
+    large("cifar:resnet50", (16, 16), (2048, 2, 2)),
     ("cifar:resnet20", (32, 32), (64, 8, 8)),
     ("cifar:resnet32", (32, 48), (64, 8, 12)),
-    ("cifar:resnet56", (32, 32), (64, 8, 8)),
+    large("cifar:resnet56", (32, 32), (64, 8, 8)),
     ("torchvision:resnet18", (32, 64), (512, 1, 2)),
-    ("torchvision:resnet50", (64, 64), (2048, 2, 2)),
+    large("torchvision:resnet50", (64, 64), (2048, 2, 2)),
     ("torchvision:convnext_tiny", (32, 64), (768, 1, 2)),
     ("torchvision:densenet121", (64, 64), (1024, 2, 2)),
     ("torchvision:mobilenet_v3_small", (64, 64), (576, 2, 2)),
@@ -55,7 +61,7 @@ IMAGE_SHAPES = [
     ("torchvision:shufflenet_v2_x0_5", (64, 64), (1024, 2, 2)),
     ("torchvision:mnasnet0_5", (64, 64), (1280, 2, 2)),
     ("torchvision:squeezenet1_1", (64, 64), (512, 3, 3)),
-    ("torchvision:vgg11", (64, 64), (512, 2, 2)),
+    large("torchvision:vgg11", (64, 64), (512, 2, 2)),
     ("torchvision:alexnet", (64, 64), (256, 1, 1)),
     ("torchvision:swin_t", (64, 64), (768, 2, 2)),
     ("timm:resnet18", (64, 96), (512, 2, 3)),
@@ -99,15 +105,15 @@ def test_maps_of_images_have_the_stated_shape_and_every_parameter_learns(
 # What the issue asks for, at the smallest clip that each takes.
 VIDEO_NETS = [
     ("torchvision:r3d_18", (4, 32, 32)),
-    ("torchvision:mc3_18", (4, 32, 32)),
-    ("torchvision:r2plus1d_18", (4, 32, 32)),
+    large("torchvision:mc3_18", (4, 32, 32)),
+    large("torchvision:r2plus1d_18", (4, 32, 32)),
     ("torchvision:s3d", (8, 32, 32)),
     ("pytorchvideo:slow_r50", (2, 32, 32)),
     ("pytorchvideo:x3d_s", (4, 32, 32)),
-    ("pytorchvideo:r2plus1d_r50", (4, 32, 32)),
-    ("pytorchvideo:csn_r101", (4, 32, 32)),
-    ("resnet2d3d34", (4, 32, 32)),
-    ("resnet2d3d50", (4, 32, 32)),
+    large("pytorchvideo:r2plus1d_r50", (4, 32, 32)),
+    large("pytorchvideo:csn_r101", (4, 32, 32)),
+    large("resnet2d3d34", (4, 32, 32)),
+    large("resnet2d3d50", (4, 32, 32)),
     ("timm:resnet18", (2, 32, 32)),
     ("timm:convnext_atto", (2, 32, 32)),
     ("cifar:resnet18", (2, 16, 16)),

@@ -52,7 +52,12 @@ def write(path: Path, state: dict[str, Tensor], arch: str = "resnet50", **more: 
 
 @pytest.mark.parametrize(
     ("arch", "version"),
-    [("resnet50", 1), ("resnet50", 2), ("resnet18", 2), ("resnext50_32x4d", 2)],
+    [
+        ("resnet50", 1),
+        ("resnet18", 2),
+        pytest.param("resnet50", 2, marks=pytest.mark.slow),
+        pytest.param("resnext50_32x4d", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_features_are_those_of_torchvisions_forward(
     tmp_path: Path, arch: str, version: int

@@ -289,7 +289,11 @@ def awaken(model: nn.Module) -> nn.Module:
     return model
 
 
-ENCODERS = ["resnet2d3d10", "torchvision:r3d_18", "torchvision:s3d", "pytorchvideo:slow_r50"]
+LARGE = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("torchvision:r3d_18", "pytorchvideo:slow_r50")
+]
+ENCODERS = ["resnet2d3d10", "torchvision:s3d", *LARGE]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -58,14 +58,13 @@ def assert_same(plain: list[Tensor], other: list[Tensor]) -> None:
     ("name", "shape"),
     [
         ("resnet2d3d10_half", CLIPS),
-        ("resnet2d3d18", CLIPS),
         ("residual:resnet2d3d10_half", CLIPS),
-        ("torchvision:r3d_18", CLIPS),
+        pytest.param("torchvision:r3d_18", CLIPS, marks=pytest.mark.slow),
         ("torchvision:swin3d_t", CLIPS),  # stochastic depth
         ("pytorchvideo:x3d_xs", CLIPS),
         ("cifar:resnet20", IMAGES),
         ("torchvision:mobilenet_v3_small", IMAGES),  # activations in place
-        ("torchvision:densenet121", IMAGES),
+        pytest.param("torchvision:densenet121", IMAGES, marks=pytest.mark.slow),
         ("timm:resnet18", IMAGES),
         ("timm:resnet18", CLIPS),
     ],
