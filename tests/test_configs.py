@@ -154,10 +154,15 @@ def check_steps(config: StudyConfig) -> None:
 
 
 def distinct_steps(config: StudyConfig) -> list[Step]:
-    """The steps that differ in more than their seed and the folders that they write."""
+    """The steps that differ in more than their seed, their operation and what they write."""
     grid = [cell for cell in cells(config) if cell.seed == config.seeds[0]]
     steps = [*preparations(config), *(step for cell in grid for step in cell.steps)]
-    return [*{tuple(w for w in s.command if config.output not in w): s for s in steps}.values()]
+
+    def kept(step: Step) -> tuple[str, ...]:
+        words = zip(step.command, ["", *step.command], strict=False)
+        return tuple(w for w, key in words if config.output not in w and key != "--nda.spec")
+
+    return [*{kept(step): step for step in steps}.values()]
 
 
 def test_studies_have_folders_of_their_own() -> None:
