@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ ELSEWHERE_KEYS = (
     "run.find_unused_parameters",
     "optim.accumulate_steps",
 )
+# Those of them that cut the data into other batches.
+_BATCHING_KEYS = ("run.batch_size", "optim.accumulate_steps")
 # Whole names: the folder of a script that makes several runs.
 FREE_NAMES = ("output",)
 # Where the data or the weights to begin with lie: free once the data is known to be the same.
@@ -74,8 +76,8 @@ def check_folder(output: Path, config_yaml: str) -> None:
         why = foreign_files(output, names, way_out)
     if not why and file.exists() and config_yaml:
         try:
-            before = flatten(yaml.safe_load(file.read_text(encoding="utf-8-sig")))
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            before = read_config(file)
+        except CheckpointError:
             return  # damaged: `check_same_config` says so, where there is something to go on from
         now = flatten(yaml.safe_load(config_yaml))
         if before and not before.keys() & now.keys():
@@ -126,7 +128,8 @@ def check_same_config(
     defaults_yaml: str = "",
     same_data: bool = False,
     elsewhere: bool = False,
-) -> None:
+    saved: Mapping[str, Any] | None = None,
+) -> dict[str, tuple[Any, Any]]:
     """Refuses to go on with a config that would compute something else.
 
     Args:
@@ -136,35 +139,55 @@ def check_same_config(
             default there, which for a new key is what was done before there was one.
         same_data: whether the data is known to be the same, wherever it lies now.
         elsewhere: whether it may be another machine, with batches of another size.
+        saved: the checkpoint's state. The folder's config is that of the newest start, which may
+            have ended before it saved anything; what `shared_out` put there is the checkpoint's.
+
+    Returns:
+        The keys of ELSEWHERE_KEYS that differ, with both values.
 
     Raises:
+        CheckpointError: the run's config cannot be read.
         ConfigError: names the keys that differ, with both values.
     """
     file = checkpoint_path.parent.parent / CONFIG_FILE
     if not file.exists() or not config_yaml:
-        return
-    before, now, defaults = (
-        flatten(yaml.safe_load(text))
-        for text in (file.read_text(encoding="utf-8-sig"), config_yaml, defaults_yaml)
-    )
+        return {}
+    before = read_config(file) | (saved or {}).get("shared_out", {})
+    now, defaults = (flatten(yaml.safe_load(text)) for text in (config_yaml, defaults_yaml))
     if gone := of_another_kind(before, now):
         raise ConfigError(_other_run(file.parent, gone, "resume from a run of this kind"))
     since = {key: defaults[key] for key in now.keys() & defaults.keys() - before.keys()}
     before |= since
+    changed = {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_free(key, same_data)
+    }
+    moved = {key: both for key, both in changed.items() if _ends_with(key, ELSEWHERE_KEYS)}
     different = [
         f"{key} was {before.get(key, 'absent')!r}"
         f"{' (the default; the run is older than this key)' if key in since else ''}"
         f", is {now.get(key, 'absent')!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and not _is_free(key, same_data)
-        and not (elsewhere and _ends_with(key, ELSEWHERE_KEYS))
+        for key in changed
+        if not (elsewhere and key in moved)
     ]
     if different:
         raise ConfigError(
             f"{checkpoint_path}: cannot resume with another config: {'; '.join(different)} "
             "(set it back, or choose another output)"
         )
+    return moved
+
+
+def shared_out(config_yaml: str) -> dict[str, Any]:
+    """The values of ELSEWHERE_KEYS in a config, by dotted key, for a checkpoint to keep."""
+    values = flatten(yaml.safe_load(config_yaml or "{}"))
+    return {key: value for key, value in values.items() if _ends_with(key, ELSEWHERE_KEYS)}
+
+
+def cuts_other_batches(keys: Iterable[str]) -> bool:
+    """Whether a change of these keys changes which samples a step sees."""
+    return any(_ends_with(key, _BATCHING_KEYS) for key in keys)
 
 
 def superseded(
@@ -185,14 +208,8 @@ def superseded(
     file = output / CONFIG_FILE
     if not file.exists():
         return {}
-    before, now, defaults = (
-        flatten(yaml.safe_load(text))
-        for text in (
-            file.read_text(encoding="utf-8-sig"),
-            config_yaml,
-            defaults_yaml,
-        )
-    )
+    before = read_config(file)
+    now, defaults = (flatten(yaml.safe_load(text)) for text in (config_yaml, defaults_yaml))
     return {
         key: old
         for key, old in old_defaults.items()
@@ -277,6 +294,25 @@ def check_same_samples(
             f"{checkpoint_path}: was written with num_samples {saved.get('num_samples')}, this run "
             f"has {now['num_samples']}: it is other data; choose another run.output"
         )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The dotted keys of a run's config.yaml.
+
+    Raises:
+        CheckpointError: it is damaged; one line that names it and what to do.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(values, Mapping):
+            raise ValueError("it is empty" if values is None else "it is no block of keys")
+        return flatten(values)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{file}: cannot be read: {reason}; put back the config that the run was started with, "
+            "or choose another output"
+        ) from error
 
 
 def write_config(output: Path, config_yaml: str) -> None:

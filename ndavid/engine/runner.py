@@ -103,8 +103,9 @@ class RunConfig:
     resume: str = "auto"
     """auto (newest whole checkpoint of this output), never, or a run's or a checkpoint's path"""
     resume_elsewhere: bool = False
-    """let a run go on with another number of processes, batch size or device: from the start of the
-    epoch it was in, not equal to the bit, and said in its log, environment and evaluations"""
+    """let a run go on with another number of processes, batch size, precision or device: not equal
+    to the bit, and said in its log, environment and evaluations; where its data comes in another
+    order, from the start of the epoch it was in"""
     save_every_steps: int = 1000
     """optimizer steps between checkpoints; one is also written at the end and on SIGTERM/SIGINT"""
     keep_checkpoints: int = 2
@@ -409,15 +410,16 @@ class _Loop:
         loaded = checkpoint.load(path)
         state = loaded.state
         same_data = run_directory.check_same_data(path, state, self.data_digest)
-        run_directory.check_same_config(
+        changed = run_directory.check_same_config(
             path,
             self.config_yaml,
             defaults_yaml=self.defaults_yaml,
             same_data=same_data,
             elsewhere=self.run.resume_elsewhere,
+            saved=state,
         )
-        moved = self._take_position(path, loaded.step, state)
-        if self.optim.schedule == "cosine" and not moved:
+        again = self._take_position(path, loaded.step, state, changed)
+        if self.optim.schedule == "cosine" and not again:
             run_directory.check_same_length(path, state, self.total_steps)
         try:
             self.method.load_state_dict(loaded.model)
@@ -438,24 +440,32 @@ class _Loop:
             self.saved = path
         if self.is_main:
             say(f"resumed from {path}")
-            if moved:
+            if len(self.position.moves) > len(state.get("moves", ())):
                 say(f"this run {describe_move(self.position.moves[-1])}")
         return loaded.step
 
-    def _take_position(self, path: Path, step: int, state: dict[str, Any]) -> bool:
-        """Goes on at the checkpoint's place in the data; True where that had to move."""
+    def _take_position(
+        self, path: Path, step: int, state: dict[str, Any], changed: dict[str, tuple[Any, Any]]
+    ) -> bool:
+        """Goes on at the checkpoint's place in the data; True where its epoch begins again."""
         now = self._data_order()
         length = state.get("steps_per_epoch", self.position.steps_per_epoch)
         same = all(state.get(name) == value for name, value in now.items())
-        moved = self.run.resume_elsewhere and (not same or length != self.position.steps_per_epoch)
-        if moved:
+        again = self.run.resume_elsewhere and (
+            not same
+            or length != self.position.steps_per_epoch
+            or run_directory.cuts_other_batches(changed)
+        )
+        if again or changed:
             run_directory.check_same_samples(path, state, now)
-            self.position = self.position.moved(path, step, state, now)
+            self.position = self.position.moved(
+                path, step, state, now, changed=changed, again=again
+            )
         else:
             run_directory.check_same_position(path, state, now)
             self.position = self.position.resumed(state)
         self.total_steps = self.position.total(self.run.epochs, self.run.max_steps)
-        return moved
+        return again
 
     def _data_order(self) -> dict[str, int]:
         """What the order of the data depends on beside the config."""
@@ -773,6 +783,7 @@ class _Loop:
             "total_steps": self.total_steps,
             "ema_start": self.ema_start,
             "data_digest": self.data_digest,
+            "shared_out": run_directory.shared_out(self.config_yaml),
             **self.position.state(),
             **self._data_order(),
         }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import processes
 import pytest
 
-from ndavid.engine import checkpoint
+from ndavid.engine import checkpoint, run_directory
 from ndavid.engine.position import Position, describe_move
-from ndavid.errors import CheckpointError
+from ndavid.errors import CheckpointError, ConfigError
 from ndavid.evaluation.provenance import training_run
 
 TOY = Path(__file__).with_name("toy.py")
@@ -89,3 +92,88 @@ def test_the_global_batch_can_be_kept(tmp_path: Path) -> None:
     processes.run(TOY, options, output, ranks=2)
     assert checkpoint.load(output).step == 3 + 10
     assert checkpoint.load(output).state["steps_per_epoch"] == 10
+
+
+Make = Callable[..., Any]
+# Half the batch, twice as often: an epoch of as many steps.
+HALVES = {"run": {"batch_size": 2}, "optim": {"accumulate_steps": 2}}
+
+
+def begin(toy: ModuleType, make: Make, steps: int = 13) -> Path:
+    """A run that stopped in its second epoch."""
+    return Path(toy.train(make(run={"max_steps": steps}))[0].output)
+
+
+def go_on(toy: ModuleType, make: Make, changes: dict[str, dict[str, Any]]) -> Any:
+    run = {"resume_elsewhere": True} | changes.get("run", {})
+    return toy.train(make(run=run, optim=changes.get("optim")))[0]
+
+
+def told(output: Path) -> str:
+    """What an evaluation of these weights would say of their moves."""
+    found = training_run(str(output))
+    assert found is not None
+    return " ".join(found.moves)
+
+
+@pytest.mark.parametrize("changes", [{"run": {"batch_size": 3}}, HALVES])
+def test_another_batch_size_begins_the_epoch_again_and_is_told(
+    toy: ModuleType,
+    toy_config: Make,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, dict[str, Any]],
+) -> None:
+    output = begin(toy, toy_config)
+    size = changes["run"]["batch_size"]
+    with pytest.raises(ConfigError, match=r"run\.batch_size was 4"):
+        toy.train(toy_config(run=changes["run"], optim=changes.get("optim")))
+    result = go_on(toy, toy_config, changes)
+    length = 43 // size // changes.get("optim", {}).get("accumulate_steps", 1)
+    assert result.steps == 13 + 2 * length
+    for text in (capsys.readouterr().err, told(output)):
+        assert "went on elsewhere at step 13" in text and f"run.batch_size 4 to {size}" in text
+        assert "epoch 1 (counted from 0) began again" in text
+    # As it is now, it goes on without the key, and it moves no second time.
+    toy.train(toy_config(run=changes["run"], optim=changes.get("optim")))
+    assert told(output).count("went on elsewhere") == 1
+
+
+def test_another_precision_goes_on_where_it_was_and_is_told(
+    toy: ModuleType, toy_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = begin(toy, toy_config)
+    assert go_on(toy, toy_config, {"run": {"precision": "bf16"}}).steps == 30
+    for text in (capsys.readouterr().err, told(output)):
+        assert "went on elsewhere at step 13 (run.precision no to bf16), so" in text
+    (move,) = json.loads((output / "environment.json").read_text())["moves"]
+    assert move["is"]["run.precision"] == "bf16" and not move["again"]
+
+
+def test_a_move_that_saved_nothing_is_still_one(toy: ModuleType, toy_config: Make) -> None:
+    """The folder's config is of the newest start; the checkpoint knows how it was computed."""
+    output = begin(toy, toy_config)
+    file = output / "config.yaml"
+    file.write_text(file.read_text().replace("precision: 'no'", "precision: bf16"))
+    with pytest.raises(ConfigError, match=r"run\.precision was 'no', is 'bf16'"):
+        toy.train(toy_config(run={"precision": "bf16"}))
+    go_on(toy, toy_config, {"run": {"precision": "bf16"}})
+    assert "run.precision no to bf16" in told(output)
+
+
+@pytest.mark.parametrize(
+    "changes", [HALVES, {"run": {"batch_size": 3}}, {"run": {"precision": "bf16"}}]
+)
+def test_a_checkpoint_that_knows_no_epoch_moves_nowhere(
+    toy: ModuleType,
+    toy_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, Any]],
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Position, "state", lambda self: {})
+        older.setattr(run_directory, "shared_out", lambda config: {}, raising=False)
+        begin(toy, toy_config)
+    with pytest.raises(CheckpointError, match=r"is older than run\.resume_elsewhere"):
+        go_on(toy, toy_config, changes)
+    # With nothing changed it goes on as ever.
+    assert go_on(toy, toy_config, {}).steps == 30

@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 
 from ndavid.config import to_yaml
-from ndavid.engine import checkpoint, runner
+from ndavid.engine import checkpoint, run_directory, runner
 from ndavid.engine.finite import check_parameters
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.rng import derive_seed, generator, seeded
@@ -295,6 +295,23 @@ def test_a_key_newer_than_the_run_counts_as_its_default(toy: ModuleType, toy_con
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match=r"gone was True, is 'absent'"):
         toy.train(toy_config(run={"max_steps": 9}))
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "hello", "a: [", "{[1]: 2}", "a: \x00"])
+def test_a_damaged_config_is_one_line_that_names_it(
+    toy: ModuleType, toy_config: Make, content: str
+) -> None:
+    config = toy_config(run={"epochs": 1})
+    toy.train(config)
+    file = Path(config.run.output) / "config.yaml"
+    file.write_text(content)
+    with pytest.raises(CheckpointError) as error:
+        toy.train(config)
+    said = str(error.value)
+    assert said.startswith(f"{file}: cannot be read: ") and "\n" not in said
+    assert "put back the config" in said
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run_directory.superseded(file.parent, "", "", {})
 
 
 def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:
