@@ -96,6 +96,39 @@ def to_yaml(config: object) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def given_keys(argv: Sequence[str]) -> set[str]:
+    """The dotted keys that a command line and its ``--config`` files set, whatever to.
+
+    Args:
+        argv: the words after the program's name, such as `parse` has taken.
+    """
+    files, words = _split_config_option(argv)
+    given: set[str] = set()
+    for file in files:
+        given |= set(_names(yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))))
+    for place, word in enumerate(words):
+        if not re.match(r"--[A-Za-z]", word):
+            continue
+        name, sign, value = word[2:].partition("=")
+        # A group may be given whole: --nda '{spec: reverse}'.
+        value = value if sign else next(iter(words[place + 1 :]), "")
+        try:
+            names = list(_names(yaml.safe_load(value), f"{name}."))
+        except yaml.YAMLError:
+            names = []
+        given |= set(names) or {name.removesuffix("+")}
+    return given
+
+
+def _names(values: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the leaves of nested mappings."""
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def run_main(main: Callable[[], object]) -> NoReturn:
     """Runs a script's main; what a user can cause becomes one line on stderr and exit code 2.
 

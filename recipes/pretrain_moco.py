@@ -12,11 +12,12 @@ again. Several CPU processes: ``torchrun``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ndavid.collectives import rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import given_keys, parse, run_main, to_yaml
 from ndavid.data.transforms import AugmentConfig
 from ndavid.data.video import collate
 from ndavid.data.views import TrainingViews, ViewsDataConfig, open_views
@@ -27,7 +28,11 @@ from ndavid.engine.runner import RunConfig, fit
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
-from ndavid.methods.nda_config import MOCO_DEFAULTS_BEFORE, MocoNdaConfig
+from ndavid.methods.nda_config import (
+    MOCO_DEFAULTS_BEFORE,
+    MOCO_DEFAULTS_SINCE,
+    MocoNdaConfig,
+)
 from ndavid.models.moco import MocoConfig
 from ndavid.ranges import POSITIVE, check_ranges
 
@@ -71,11 +76,19 @@ def build_monitor(config: PretrainMocoConfig, data: TrainingViews) -> KnnMonitor
     )
 
 
-def as_begun(config: PretrainMocoConfig) -> PretrainMocoConfig:
+def as_begun(config: PretrainMocoConfig, argv: Sequence[str]) -> PretrainMocoConfig:
     """The config with the defaults that its run began with, where they have changed since."""
-    defaults = to_yaml(PretrainMocoConfig())
-    old = superseded(Path(config.run.output), to_yaml(config), defaults, MOCO_DEFAULTS_BEFORE)
-    if not old or config.run.resume != "auto":
+    if config.run.resume != "auto":
+        return config
+    old = superseded(
+        Path(config.run.output),
+        to_yaml(config),
+        to_yaml(PretrainMocoConfig()),
+        MOCO_DEFAULTS_BEFORE,
+        given=given_keys(argv),
+        since=MOCO_DEFAULTS_SINCE,
+    )
+    if not old:
         return config
     if rank() == 0:
         print("goes on with", ", ".join(f"{key}={value}" for key, value in old.items()), "as begun")
@@ -84,7 +97,8 @@ def as_begun(config: PretrainMocoConfig) -> PretrainMocoConfig:
 
 
 def main() -> None:
-    config = as_begun(parse(PretrainMocoConfig, sys.argv[1:], description=__doc__ or ""))
+    argv = sys.argv[1:]
+    config = as_begun(parse(PretrainMocoConfig, argv, description=__doc__ or ""), argv)
     data = open_views(config.data, config.augment, config.nda.num_views)
     if rank() == 0:
         print(data.summary)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndavid import locks
-from ndavid.config import from_yaml, parse, run_main, to_yaml
+from ndavid.config import from_yaml, given_keys, parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig
 from ndavid.errors import ConfigError, DataError
@@ -472,3 +472,15 @@ def test_a_script_with_a_misspelt_key_ends_with_2_and_no_traceback() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "error: command line: unknown option '--epoch'; did you mean 'epochs'?\n"
+
+
+def test_what_was_given_is_known_whatever_its_value(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("nda: {spec: reverse}\nrun: {epochs: 1}\n")
+    words = ["--optim.lr=0.1", "--run.seed", "-1", "--model", "{depth: 3, head: {dim: 2}}"]
+    words += ["--data.split", "a: [", "--trackers+=x", "--config", str(file)]
+    assert given_keys(words) == {
+        *("nda.spec", "run.epochs", "optim.lr", "run.seed"),
+        *("model.depth", "model.head.dim", "data.split", "trackers"),
+    }
+    assert given_keys([]) == set()

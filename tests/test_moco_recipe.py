@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from test_recipes import assert_one_clear_line, call, write_manifest
 
+from ndavid.engine import environment
 from ndavid.models.release import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,6 +134,12 @@ def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_p
         == 0
     )
     begun = (output / "config.yaml").read_text()
+    told = output / "environment.json"
+    values = json.loads(told.read_text())
+    assert values.pop("defaults") == environment.DEFAULTS
+    told.write_text(json.dumps(values))  # as one that is older than the change of defaults
+    typed = call(RECIPE, *common, "--nda.weight=16.0", "--optim.schedule=constant")
+    assert typed.returncode == 2 and "nda.weight was 1.0, is 16.0" in typed.stderr
     again = call(RECIPE, *common, "--run.max_steps=4", "--optim.schedule=constant")
     assert again.returncode == 0, again.stderr
     assert "goes on with nda.encoder=key, nda.norm=own, nda.weight=1.0 as begun" in again.stdout
@@ -140,6 +148,10 @@ def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_p
         line for line in begun.splitlines() if line.startswith(("  encoder", "  norm", "  weight:"))
     }
     assert kept <= set((output / "config.yaml").read_text().splitlines())
+    # It stays a run of then: the same command goes on from there as well.
+    assert environment.defaults_of(output) == 0
+    more = call(RECIPE, *common, "--run.max_steps=5", "--optim.schedule=constant")
+    assert more.returncode == 0, more.stderr
     other = call(
         RECIPE, *common, "--run.max_steps=6", "--nda.weight=4.0", "--optim.schedule=constant"
     )

@@ -28,6 +28,10 @@ PACKAGES = (
     "safetensors",
 )
 
+# Raised where a config's default changes, so that a run to resume tells whether it is older.
+DEFAULTS = 1
+FILE_NAME = "environment.json"
+
 
 def describe(*, seed: int, device: torch.device, world_size: int, precision: str) -> dict[str, Any]:
     """Everything beside the config that could change a result, as JSON-ready values."""
@@ -50,7 +54,16 @@ def describe(*, seed: int, device: torch.device, world_size: int, precision: str
 
 def write(run_dir: Path, description: dict[str, Any]) -> None:
     """Writes ``environment.json``."""
-    (run_dir / "environment.json").write_text(json.dumps(description, indent=2) + "\n")
+    (run_dir / FILE_NAME).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def defaults_of(run_dir: Path) -> int:
+    """The `DEFAULTS` that a run began with; 0 where its environment does not say."""
+    try:
+        values = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8-sig"))
+        return int(values.get("defaults", 0))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ndavid.engine import checkpoint
+from ndavid.engine import checkpoint, environment
 from ndavid.engine.folder_kind import foreign_files, kind_of, of_another_kind, refusal
 from ndavid.errors import CheckpointError, ConfigError
 
@@ -191,7 +191,13 @@ def cuts_other_batches(keys: Iterable[str]) -> bool:
 
 
 def superseded(
-    output: Path, config_yaml: str, defaults_yaml: str, old_defaults: Mapping[str, Any]
+    output: Path,
+    config_yaml: str,
+    defaults_yaml: str,
+    old_defaults: Mapping[str, Any],
+    *,
+    given: Collection[str],
+    since: int,
 ) -> dict[str, Any]:
     """Keys with which the run in a folder goes on as it began, their default being another now.
 
@@ -200,20 +206,31 @@ def superseded(
         config_yaml: of this run.
         defaults_yaml: the config's defaults of today.
         old_defaults: dotted keys and the defaults that they had.
+        given: keys that a command line or a file sets (`config.given_keys`).
+        since: the `environment.DEFAULTS` with which they changed; a run of it or later began with
+            those of today.
 
     Returns:
         The keys that are at today's default and were at the old one in that run, with the old one.
-        A value that neither default is was chosen: that is for `check_same_config`.
+        A value that was given, or that neither default is, was chosen: that is for
+        `check_same_config`.
+
+    Raises:
+        CheckpointError: the run's config cannot be read.
     """
     file = output / CONFIG_FILE
-    if not file.exists():
+    # Without a checkpoint there is nothing to go on with: it begins anew, as is the default today.
+    begun = file.exists() and checkpoint.has_any(output)
+    if not begun or environment.defaults_of(output) >= since:
         return {}
     before = read_config(file)
     now, defaults = (flatten(yaml.safe_load(text)) for text in (config_yaml, defaults_yaml))
     return {
         key: old
         for key, old in old_defaults.items()
-        if before.get(key) == old and now.get(key) == defaults.get(key) != old
+        if before.get(key) == old
+        and now.get(key) == defaults.get(key) != old
+        and not any(key == name or key.startswith(f"{name}.") for name in given)
     }
 
 

@@ -388,6 +388,11 @@ class _Loop:
                 world_size=world_size(),
                 precision=self.run.precision,
             )
+            # Of the run's beginning: it goes on with the defaults of then.
+            begun = environment.DEFAULTS
+            if found is not None:
+                begun = environment.defaults_of(found.parent.parent)
+            description["defaults"] = begun
             if self.position.moves:
                 description["moves"] = list(self.position.moves)
             environment.write(self.output, description)

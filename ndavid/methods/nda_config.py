@@ -99,6 +99,8 @@ class NdaConfig(NegativesConfig):
 
 MOCO_DEFAULTS_BEFORE = {"nda.encoder": "key", "nda.norm": "own", "nda.weight": 1.0}
 """What `MocoNdaConfig` had for its defaults once: a run that began with them goes on with them."""
+MOCO_DEFAULTS_SINCE = 1
+"""The first `environment.DEFAULTS` with the present ones."""
 
 
 @dataclass(kw_only=True)

@@ -311,7 +311,7 @@ def test_a_damaged_config_is_one_line_that_names_it(
     assert said.startswith(f"{file}: cannot be read: ") and "\n" not in said
     assert "put back the config" in said
     with pytest.raises(CheckpointError, match="cannot be read"):
-        run_directory.superseded(file.parent, "", "", {})
+        run_directory.superseded(file.parent, "", "", {}, given=(), since=2)
 
 
 def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:

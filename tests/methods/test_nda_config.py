@@ -84,6 +84,9 @@ def test_weight_rises_linearly_from_zero() -> None:
     assert NdaConfig(weight=0.3).weight_at(0) == 0.3
 
 
+NOTHING: set[str] = set()
+
+
 def test_least_change_goes_by_the_entry_unless_given() -> None:
     assert NdaConfig().least_changed == 0.5
     assert NdaConfig(entry="pooled").least_changed == 0.05
@@ -102,12 +105,26 @@ def test_a_run_begun_under_old_defaults_keeps_them(tmp_path: Path) -> None:
 
     now = {"encoder": "query", "norm": "shared", "weight": 16.0}
     old = {"encoder": "key", "norm": "own", "weight": 1.0}
+
+    def kept(config: str = "", folder: Path = tmp_path, given: set[str] = NOTHING) -> set[str]:
+        config, today = config or text(**now), text(**now)
+        found = superseded(folder, config, today, MOCO_DEFAULTS_BEFORE, given=given, since=1)
+        assert found.items() <= MOCO_DEFAULTS_BEFORE.items()
+        return set(found)
+
     (tmp_path / "config.yaml").write_text(text(**old))
-    found = superseded(tmp_path, text(**now), text(**now), MOCO_DEFAULTS_BEFORE)
-    assert found == MOCO_DEFAULTS_BEFORE
+    assert kept() == set()  # nothing was done with them yet
+    (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
+    assert kept() == set(MOCO_DEFAULTS_BEFORE)
     # What was chosen otherwise, then or now, is left to be refused where it differs.
-    chosen = text(**(now | {"weight": 4.0}))
-    assert "nda.weight" not in superseded(tmp_path, chosen, text(**now), MOCO_DEFAULTS_BEFORE)
+    assert "nda.weight" not in kept(text(**(now | {"weight": 4.0})))
+    # So is today's default where somebody says it, and where the run knew it and was told another.
+    assert kept(given={"nda.weight"}) == {"nda.encoder", "nda.norm"}
+    assert kept(given={"nda"}) == set()
+    environment = tmp_path / "environment.json"
+    environment.write_text('{"defaults": 1}')
+    assert kept() == set()
+    environment.write_text('{"defaults": 0}')
     (tmp_path / "config.yaml").write_text(text(**now))
-    assert superseded(tmp_path, text(**now), text(**now), MOCO_DEFAULTS_BEFORE) == {}
-    assert superseded(tmp_path / "new", text(**now), text(**now), MOCO_DEFAULTS_BEFORE) == {}
+    assert kept() == set()
+    assert kept(folder=tmp_path / "new") == set()
