@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 import yaml
@@ -242,8 +242,8 @@ def fit(
         ConfigError: settings that cannot work, or that differ from those of the run to resume.
         CheckpointError: nothing to resume from, or a checkpoint that cannot be written.
         TrainingError: a loss that is not finite, or too many bad clips.
-        KeyboardInterrupt: after SIGINT, a checkpoint saved.
-        SystemExit: with code 143 after SIGTERM, a checkpoint saved.
+        KeyboardInterrupt: after SIGINT, a checkpoint saved if a step was done.
+        SystemExit: with code 143 after SIGTERM, the same.
     """
     trackers = other_trackers(run.trackers)
     accelerator = make_accelerator(
@@ -752,9 +752,7 @@ class _Loop:
         if number or due:
             self._save(step)
         if number:
-            name = signal.Signals(number).name
-            self.tracker.say(f"stopped by {name}; saved {self.how_to_go_on()}")
-            leave(number)
+            self._leave(number)
         return due
 
     def _leave_if_stopped(self, step: int) -> None:
@@ -764,8 +762,14 @@ class _Loop:
             return
         if step > self.begun_at and step != self.saved_step:
             self._save(step)
-        self.tracker.say(f"stopped by {signal.Signals(number).name}; saved {self.saved}")
-        leave(number)
+        self._leave(number)
+
+    def _leave(self, number: int) -> NoReturn:
+        """Says what there is, and ends."""
+        saved = "saved " if self.saved else ""
+        name = signal.Signals(number).name
+        self.tracker.say(f"stopped by {name}; {saved}{self.how_to_go_on()}")
+        leave(number, "a checkpoint was saved" if self.saved else "no checkpoint was saved")
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint on rank 0, of finite weights only; all ranks learn how it went."""
@@ -832,7 +836,9 @@ class _Loop:
     def how_to_go_on(self) -> str:
         """For messages: the newest checkpoint of this run, and the command that goes on from it."""
         # Not verified here: that reads it all, and whoever is leaving wants to be gone.
-        more = () if self.run.resume == "auto" else ("--run.resume", "auto")
+        # Without one of its own, a run that began from another's begins there again.
+        own = self.run.resume == "auto" or self.saved is None
+        more = () if own else ("--run.resume", "auto")
         return f"{self.saved or 'no checkpoint'}; to go on: {command_again(*more)}"
 
     def last_good(self) -> str:

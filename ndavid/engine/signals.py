@@ -42,7 +42,9 @@ class StopSignal:
         now = time.monotonic()
         if not self.number:
             self.number, self._since = number, now
-            _tell(f"{signal.Signals(number).name}: saving after this step; Ctrl-C leaves at once")
+            name = signal.Signals(number).name
+            # A step may never come, where data is waited for, and none may have been done.
+            _tell(f"{name}: stopping after this step, what is done is saved; Ctrl-C leaves at once")
         elif number == signal.SIGINT and not (launched() and now - self._since <= SECONDS_OF_ECHO):
             raise KeyboardInterrupt
 
@@ -56,10 +58,15 @@ def _tell(line: str) -> None:
             return
 
 
-def leave(number: int) -> NoReturn:
-    """Ends as the signal would have: KeyboardInterrupt for SIGINT, else exit code 128 + number."""
+def leave(number: int, kept: str) -> NoReturn:
+    """Ends as the signal would have: KeyboardInterrupt for SIGINT, else exit code 128 + number.
+
+    Args:
+        number: the signal.
+        kept: what there is of the run, for the last line after Ctrl-C.
+    """
     if number == signal.SIGINT:
-        raise KeyboardInterrupt("a checkpoint was saved")
+        raise KeyboardInterrupt(kept)
     raise SystemExit(128 + number)
 
 

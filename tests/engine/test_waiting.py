@@ -129,6 +129,40 @@ def test_a_signal_is_obeyed_while_data_is_waited_for(
     assert torch.equal(method.head.weight, whole.head.weight)
 
 
+@pytest.mark.parametrize("done", [0, 4])
+def test_ctrl_c_while_data_is_waited_for_says_what_there_is(
+    toy: ModuleType,
+    toy_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    done: int,
+) -> None:
+    at = list(EpochSampler(43, 4, seed=0))[done][0][0]
+    main = os.getpid()
+
+    class Interrupted(toy.ToyDataset):  # type: ignore[name-defined, misc]
+        def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
+            if key[0] == at and os.getpid() != main:
+                time.sleep(2)  # the steps before it are done
+                os.kill(main, signal.SIGINT)
+                time.sleep(600)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(sys, "argv", ["recipes/x.py", "--run.seed=0"])
+    # A shell that starts tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    config = toy_config(run={"num_workers": 1, "save_every_steps": 100})
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        toy.train(config, Interrupted(config))
+    there = checkpoint.latest_complete(Path(config.run.output))
+    assert (there is not None) == bool(done)
+    kept = f"saved {there}" if there else "no checkpoint"
+    said = capfd.readouterr().err
+    assert f"stopped by SIGINT; {kept}; to go on: python recipes/x.py --run.seed=0\n" in said
+    assert "saving" not in said and "None" not in said
+    assert str(stopped.value) == f"{'a' if there else 'no'} checkpoint was saved"
+
+
 def test_a_wait_has_a_limit_and_says_so_before(
     toy: ModuleType,
     toy_config: Make,
