@@ -135,6 +135,7 @@ def batches(
     loader: DataLoader[Any],
     *,
     limit: float = LIMIT_SECONDS,
+    key: str = "",
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """One pass over the sampler's position; raises what a dataset raised, as it raised it.
@@ -142,12 +143,13 @@ def batches(
     Args:
         loader: of `build_loader`, or any whose collate function is an `InSharedMemory`.
         limit: seconds that one batch of worker processes may take; 0 for no limit.
+        key: of the config, that sets the limit, for the message; empty where none does.
         stopped: asked about once a second during a wait; where it says so the pass ends early.
 
     Raises:
         TrainingError: a worker process died, found no room for a batch, or took too long.
     """
-    for batch in wait_for_batches(loader, limit=limit, stopped=stopped):
+    for batch in wait_for_batches(loader, limit=limit, key=key, stopped=stopped):
         if isinstance(batch, NdavidError):
             raise batch
         yield batch

@@ -371,7 +371,6 @@ class _Loop:
             lambda: (collate or default_collate)([dataset[key]]),
             batch_size=self.run.batch_size,
             num_workers=self.run.num_workers,
-            ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         )
 
     def start(self) -> int:
@@ -529,7 +528,10 @@ class _Loop:
         epoch, first = self.position.of(step)
         self.sampler.set_position(epoch, first * self.batches_per_step)
         stream = batches(
-            self.loader, limit=self.run.data_timeout, stopped=lambda: bool(self.stop.number)
+            self.loader,
+            limit=self.run.data_timeout,
+            key="run.data_timeout",
+            stopped=lambda: bool(self.stop.number),
         )
         for later in range(self.position.steps_per_epoch - first):
             group = self._fetch(stream, step + later + 1)

@@ -38,7 +38,12 @@ def room() -> tuple[int, int] | None:
 
 
 def check_room(
-    sample: Callable[[], Mapping[str, Any]], *, batch_size: int, num_workers: int, ranks: int
+    sample: Callable[[], Mapping[str, Any]],
+    *,
+    batch_size: int,
+    num_workers: int,
+    num_batches: int | None = None,
+    ranks: int | None = None,
 ) -> None:
     """Refuses to begin where the batches that are prepared ahead cannot fit.
 
@@ -47,11 +52,14 @@ def check_room(
             left for the run to meet.
         batch_size: samples a batch.
         num_workers: data loading processes of each rank.
-        ranks: how many ranks of this machine share the memory.
+        num_batches: how many there are for each rank; None for as many as are wanted.
+        ranks: how many ranks of this machine share the memory; None for as many as the launcher
+            started here.
 
     Raises:
         ConfigError: not enough room.
     """
+    ranks = ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     found = room()
     if found is None or not num_workers or found[0] >= PLENTY * num_workers * ranks:
         return
@@ -59,10 +67,11 @@ def check_room(
         size = _bytes_of(sample()) * batch_size
     except Exception:
         return
-    needed = size * AHEAD * num_workers * ranks
-    if needed > found[0]:
+    ahead = AHEAD * num_workers
+    ahead = ranks * (ahead if num_batches is None else min(ahead, num_batches))
+    if size * ahead > found[0]:
         raise ConfigError(
-            f"{AHEAD * num_workers * ranks} batches of {_megabytes(size)} are prepared ahead, and "
+            f"{ahead} batches of {_megabytes(size)} are prepared ahead, and "
             f"{_state(found)}: {_CURE}"
         )
 

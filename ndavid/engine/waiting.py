@@ -27,6 +27,7 @@ def wait_for_batches(
     loader: DataLoader[Any],
     *,
     limit: float = LIMIT_SECONDS,
+    key: str = "",
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
     """One pass over a loader; ends early where `stopped` says so during a wait.
@@ -34,6 +35,7 @@ def wait_for_batches(
     Args:
         loader: read in this process or in others; only others are waited for.
         limit: seconds that one batch may take; 0 for no limit.
+        key: of the config, that sets the limit, for the message; empty where none does.
         stopped: asked about once a second.
 
     Raises:
@@ -49,7 +51,7 @@ def wait_for_batches(
     try:
         while True:
             try:
-                batch = _next(iterator, limit, stopped)
+                batch = _next(iterator, limit, key, stopped)
             except StopIteration:
                 return
             yield batch
@@ -67,7 +69,7 @@ def _begin(loader: DataLoader[Any]) -> Any:
         raise
 
 
-def _next(iterator: Any, limit: float, stopped: Callable[[], bool]) -> Any:
+def _next(iterator: Any, limit: float, key: str, stopped: Callable[[], bool]) -> Any:
     began = time.monotonic()
     told = False
     while True:
@@ -83,9 +85,10 @@ def _next(iterator: Any, limit: float, stopped: Callable[[], bool]) -> Any:
             raise StopIteration
         waited = time.monotonic() - began
         if limit and waited > limit:
+            longer = f"; a longer wait: --{key}, in seconds" if key else ""
             raise TrainingError(
-                f"no batch came from the data loading processes in {limit:g} s: {_suspicion()}; "
-                "a longer wait: --run.data_timeout, in seconds"
+                f"no batch came from the data loading processes in {limit:g} s: "
+                f"{_suspicion()}{longer}"
             )
         if waited > PATIENT_SECONDS and not told:
             told = True

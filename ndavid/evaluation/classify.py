@@ -24,7 +24,7 @@ from ndavid.collectives import rank, world_size
 from ndavid.data.video import collate
 from ndavid.engine.distributed import gather_objects
 from ndavid.engine.loader import batches
-from ndavid.engine.shared_memory import InSharedMemory
+from ndavid.engine.shared_memory import InSharedMemory, check_room
 from ndavid.errors import DataError, TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.intervals import Metric, mean_class_accuracy, top_k_accuracy, wilson
@@ -102,6 +102,7 @@ def per_item(
 
     Raises:
         DataError: If an item cannot be read and ``on_bad`` is ``raise``, or none can; on all ranks.
+        ConfigError: If the loader processes' batches find too little shared memory.
         TrainingError: If the model gives numbers that are not finite.
     """
     size = max(1, views_per_batch // views_per_item)
@@ -120,9 +121,19 @@ def per_item(
         generator=torch.Generator(),
     )
     total = sum(map(len, chunks))
-    mine = together(
-        lambda: _score(compute, loader, total, device, on_bad, views_per_batch, description)
-    )
+
+    def score() -> PerItem:
+        # A sample of shards means a whole shard, which worker processes would inherit.
+        if not in_runs:
+            check_room(
+                lambda: collate([dataset[chunks[0][0]]]),
+                batch_size=max(map(len, chunks), default=0),
+                num_workers=num_workers,
+                num_batches=len(chunks),
+            )
+        return _score(compute, loader, total, device, on_bad, views_per_batch, description)
+
+    mine = together(score)
     return _merge(gather_objects(mine), dataset, description)
 
 

@@ -20,7 +20,7 @@ from ndavid.data.detection import (
 )
 from ndavid.engine.distributed import gather_objects
 from ndavid.engine.loader import batches, to_device
-from ndavid.engine.shared_memory import InSharedMemory
+from ndavid.engine.shared_memory import InSharedMemory, check_room
 from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.detection_ap import ImageResult
@@ -52,6 +52,7 @@ def detect_all(
         num_workers: loader processes.
 
     Raises:
+        ConfigError: the loader processes' batches find too little shared memory.
         DataError: an image that cannot be read, on all ranks.
         TrainingError: boxes or scores that are not finite.
     """
@@ -76,8 +77,15 @@ def _detect_mine(
     num_workers: int,
 ) -> dict[int, Found]:
     """This rank's share of the images: what was found, by index, in original pixels."""
+    mine = range(rank(), len(dataset), world_size())
+    check_room(
+        lambda: collate_detection([dataset[mine[0]]]),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        num_batches=-(-len(mine) // batch_size),
+    )
     loader = DataLoader(
-        Subset(dataset, range(rank(), len(dataset), world_size())),
+        Subset(dataset, mine),
         batch_size=batch_size,
         collate_fn=InSharedMemory(collate_detection),
         num_workers=num_workers,
@@ -85,10 +93,9 @@ def _detect_mine(
         generator=torch.Generator(),
     )
     found: dict[int, Found] = {}
-    share = len(range(rank(), len(dataset), world_size()))
     with (
         torch.inference_mode(),
-        Progress(share, "detecting", unit="image", silent=rank() != 0) as progress,
+        Progress(len(mine), "detecting", unit="image", silent=rank() != 0) as progress,
     ):
         for batch in batches(loader):
             indices, sizes = batch["index"].tolist(), batch["size"].tolist()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig, fit
@@ -27,10 +28,14 @@ class Sum(nn.Module):
 
 
 class Pictures:
-    """A megabyte each; the first may be small, so that an estimate from it is wrong."""
+    """A megabyte each; the first may be small, so that an estimate from it is wrong.
 
-    def __init__(self, first: int = MEGABYTE) -> None:
+    ``hidden`` ones are small where no data loading process reads them.
+    """
+
+    def __init__(self, first: int = MEGABYTE, hidden: bool = False) -> None:
         self.first = first
+        self.hidden = hidden
 
     def __len__(self) -> int:
         return 32
@@ -38,6 +43,8 @@ class Pictures:
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, object]:
         index = key if isinstance(key, int) else key[0]
         size = self.first if index == 0 else MEGABYTE
+        if self.hidden and get_worker_info() is None:
+            raise OSError("not to be read here")
         return {"x": torch.ones(size, dtype=torch.uint8), "index": index}
 
 
@@ -59,13 +66,13 @@ def train(output: Path, workers: int, first: int = MEGABYTE) -> None:
     fit(Sum(), Pictures(first), run=run, optim=OptimConfig(), collate=collate)
 
 
-def evaluate() -> None:
+def evaluate(hidden: bool) -> None:
     import ndavid.evaluation.classify as classify
 
     classify.collate = collate_test  # type: ignore[assignment]
     per_item(
         lambda views: views.flatten(1).float().mean(1, keepdim=True),
-        Pictures(),  # type: ignore[arg-type]
+        Pictures(hidden=hidden),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         views_per_batch=16,
         num_workers=2,
@@ -79,7 +86,8 @@ def main() -> None:
         "estimated": lambda: train(output / "a", 2),
         "met": lambda: train(output / "b", 2, first=1),
         "without": lambda: train(output / "c", 0),
-        "evaluation": evaluate,
+        "evaluation": lambda: evaluate(True),
+        "evaluation_estimated": lambda: evaluate(False),
     }.items():
         try:
             call()

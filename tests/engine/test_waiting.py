@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import default_collate, get_worker_info
 
 from ndavid.engine import checkpoint, shared_memory, waiting
-from ndavid.engine.loader import batches, build_loader
+from ndavid.engine.loader import batches, build_loader, close
 from ndavid.engine.sampler import EpochSampler
 from ndavid.engine.shared_memory import check_room
 from ndavid.errors import ConfigError, TrainingError
+from ndavid.evaluation import detection_inference
+from ndavid.evaluation.classify import per_item
 
 Make = Callable[..., Any]
 HERE = Path(__file__).parent
@@ -56,6 +59,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_too_little_shared_memory_is_refused_before_the_run(ended: dict[str, str]) -> None:
     assert ended["estimated"].startswith("ConfigError: 4 batches of 4 MB are prepared ahead")
     assert ended["without"] == "well"
+    # Of 32 images there are two batches.
+    assert ended["evaluation_estimated"].startswith("ConfigError: 2 batches of 17 MB are prepared")
 
 
 @pytest.mark.parametrize("name", ["met", "evaluation"])
@@ -79,6 +84,7 @@ def test_the_room_is_estimated_only_where_it_is_scarce(monkeypatch: pytest.Monke
     monkeypatch.setattr(shared_memory, "room", lambda: (64_000, 64_000))
     check_room(forbidden, batch_size=8, num_workers=0, ranks=1)
     check_room(sample, batch_size=8, num_workers=4, ranks=1)
+    check_room(sample, batch_size=8, num_workers=4, num_batches=4, ranks=2)
     with pytest.raises(ConfigError, match=r"16 batches of 0.01 MB are prepared ahead"):
         check_room(sample, batch_size=8, num_workers=4, ranks=2)
     monkeypatch.setattr(shared_memory, "room", lambda: (4 << 30, 4 << 30))
@@ -178,6 +184,44 @@ def test_a_wait_has_a_limit_and_says_so_before(
     assert said.startswith("no batch came from the data loading processes in 2 s")
     assert "--run.data_timeout" in said and "\n" not in said
     assert "waiting for data for" in capsys.readouterr().err
+
+
+def test_an_evaluation_names_no_key_of_training(
+    toy: ModuleType, toy_config: Make, hanging: Callable[[Any], Any]
+) -> None:
+    sampler = EpochSampler(43, 4, seed=0)
+    loader = build_loader(hanging(toy_config()), sampler, toy.collate, num_workers=1)
+    with pytest.raises(TrainingError, match="no batch came") as error:
+        list(batches(loader, limit=1.0))
+    close(loader)
+    assert "--" not in str(error.value)
+
+
+def test_evaluations_look_at_the_room_before_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Images:
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> dict[str, object]:
+            assert get_worker_info() is None, "nothing need be begun"
+            image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+            return {"image": image, "label": 0, "index": index, "bad": [], "size": (100, 100)}
+
+    monkeypatch.setattr(shared_memory, "room", lambda: (100_000, 100_000))
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"4 batches of 0.06 MB are prepared ahead"):
+        per_item(
+            lambda views: views.flatten(1).float(),
+            Images(),
+            device=cpu,
+            views_per_batch=2,
+            num_workers=2,
+        )
+    method: Any = torch.nn.Identity()
+    images: Any = Images()
+    monkeypatch.setattr(detection_inference, "collate_detection", default_collate)
+    with pytest.raises(ConfigError, match=r"2 batches of 0.12 MB are prepared ahead"):
+        detection_inference.detect_all(method, images, device=cpu, batch_size=4, num_workers=2)
 
 
 def test_a_slow_batch_is_waited_for_and_none_is_lost(toy: ModuleType, toy_config: Make) -> None:
