@@ -10,6 +10,7 @@ that was stopped goes on when the command is given again. Several CPU processes:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 
@@ -88,19 +89,21 @@ def main() -> None:
             chunk_rows=config.objective.chunk_rows,
         )
     page = RunPage("DPC", dataset, seed=config.run.seed)
-    result = fit(
-        method,
-        dataset,
-        run=config.run,
-        optim=config.optim,
-        config_yaml=to_yaml(config),
-        defaults_yaml=to_yaml(PretrainDpcConfig()),
-        collate=collate,
-        on_start=page.start,
-        on_save=page.refresh,
-    )
-    if rank() == 0:
-        print(page.finish(result.output))
+    with contextlib.ExitStack() as lock:
+        result = fit(
+            method,
+            dataset,
+            run=config.run,
+            optim=config.optim,
+            config_yaml=to_yaml(config),
+            defaults_yaml=to_yaml(PretrainDpcConfig()),
+            collate=collate,
+            on_start=page.start,
+            on_save=page.refresh,
+            lock=lock,
+        )
+        if rank() == 0:
+            print(page.finish(result.output))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ again. Several CPU processes: ``torchrun``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -112,20 +113,22 @@ def main() -> None:
             augment=data.augment,
         )
     page = RunPage("MoCo", data.dataset, seed=config.run.seed)
-    result = fit(
-        method,
-        data.dataset,
-        run=config.run,
-        optim=config.optim,
-        config_yaml=to_yaml(config),
-        defaults_yaml=to_yaml(PretrainMocoConfig()),
-        collate=collate,
-        on_start=page.start,
-        on_save=page.refresh,
-        on_epoch_end=build_monitor(config, data),
-    )
-    if rank() == 0:
-        print(page.finish(result.output))
+    with contextlib.ExitStack() as lock:
+        result = fit(
+            method,
+            data.dataset,
+            run=config.run,
+            optim=config.optim,
+            config_yaml=to_yaml(config),
+            defaults_yaml=to_yaml(PretrainMocoConfig()),
+            collate=collate,
+            on_start=page.start,
+            on_save=page.refresh,
+            on_epoch_end=build_monitor(config, data),
+            lock=lock,
+        )
+        if rank() == 0:
+            print(page.finish(result.output))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ that was stopped goes on when the command is given again.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 
@@ -81,23 +82,25 @@ def main() -> None:
     )
     accuracy = HeldOutAccuracy(held, config.views, config.measure_every)
     page = RunPage("Classifier")
-    trained = fit(
-        method,
-        ImageDataset(
-            train, None if in_memory else train_transform(config.augment), on_error="next"
-        ),
-        run=config.run,
-        optim=config.optim,
-        config_yaml=to_yaml(config),
-        defaults_yaml=to_yaml(TrainClassifierConfig()),
-        collate=collate,
-        param_groups=lambda m: parameter_groups(m, config.optim.encoder_lr_scale),
-        on_epoch_end=accuracy,
-        on_start=page.start,
-        on_save=page.refresh,
-    )
-    result = accuracy.result(method, trained, config.data, config.run)
-    write_outputs(result, config, trained.output)
+    with contextlib.ExitStack() as lock:
+        trained = fit(
+            method,
+            ImageDataset(
+                train, None if in_memory else train_transform(config.augment), on_error="next"
+            ),
+            run=config.run,
+            optim=config.optim,
+            config_yaml=to_yaml(config),
+            defaults_yaml=to_yaml(TrainClassifierConfig()),
+            collate=collate,
+            param_groups=lambda m: parameter_groups(m, config.optim.encoder_lr_scale),
+            on_epoch_end=accuracy,
+            on_start=page.start,
+            on_save=page.refresh,
+            lock=lock,
+        )
+        result = accuracy.result(method, trained, config.data, config.run)
+        write_outputs(result, config, trained.output)
 
 
 if __name__ == "__main__":

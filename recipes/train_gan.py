@@ -15,6 +15,7 @@ that was stopped goes on when the command is given again. Several CPU processes:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ from ndavid.engine.rng import seeded
 from ndavid.engine.runner import EverySteps, RunConfig, fit
 from ndavid.errors import ConfigError
 from ndavid.evaluation.gan_sheets import GanSheets, SheetsConfig, newest_sheets
-from ndavid.evaluation.run_page import RunPage
+from ndavid.evaluation.run_page import RunPage, apart
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
 from ndavid.models.gan import GanConfig
@@ -74,25 +75,28 @@ def main() -> None:
         method = GanMethod(
             config.model, config.nda, adversarial=config.adversarial, augment=config.augment
         )
+    reader = apart(dataset)
     shown = torch.stack(
-        [dataset[i]["image"] for i in range(min(len(dataset), config.sheets.columns))]
+        [reader[i]["image"] for i in range(min(len(dataset), config.sheets.columns))]
     )
     sheets = GanSheets(config.sheets, shown, seed=config.run.seed)
     page = RunPage("GAN", dataset, seed=config.run.seed, more=newest_sheets)
-    result = fit(
-        method,
-        dataset,
-        run=config.run,
-        optim=config.optim,
-        config_yaml=to_yaml(config),
-        defaults_yaml=to_yaml(TrainGanConfig()),
-        collate=collate,
-        on_start=page.start,
-        on_save=page.refresh,
-        on_steps=EverySteps(config.sheets.every, sheets) if config.sheets.every else None,
-    )
-    if rank() == 0:
-        print(page.finish(result.output))
+    with contextlib.ExitStack() as lock:
+        result = fit(
+            method,
+            dataset,
+            run=config.run,
+            optim=config.optim,
+            config_yaml=to_yaml(config),
+            defaults_yaml=to_yaml(TrainGanConfig()),
+            collate=collate,
+            on_start=page.start,
+            on_save=page.refresh,
+            on_steps=EverySteps(config.sheets.every, sheets) if config.sheets.every else None,
+            lock=lock,
+        )
+        if rank() == 0:
+            print(page.finish(result.output))
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def test_numbers_of_commands_are_held_to_their_range(capsys, kind, sound, wrong)
 
 def test_ranges_hold_at_their_ends() -> None:
     check_ranges(Checked(count=1, share=0.0, rates=[1e-9]), share=SHARE_BELOW_1)
-    for run in ({"num_workers": 10**6}, {"num_workers": -1}, {"data_timeout": -1.0}):
+    for run in ({"num_workers": 10**6}, {"num_workers": -1}, {"data_timeout": -1.0}, {"seed": -1}):
         with pytest.raises(ConfigError, match=f"run.{next(iter(run))} must be at"):
             RunConfig(**run)
     for optim in ({"momentum": 1.5}, {"betas": [0.9, 1.0]}, {"lr": math.nan}, {"gamma": 0.0}):

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import processes
 import pytest
 import torch
 
-from ndavid.engine import checkpoint
+from ndavid.engine import checkpoint, distributed
+from ndavid.engine.waiting import LIMIT_SECONDS
 from ndavid.errors import CheckpointError
 
 ENGINE = Path(__file__).with_name("engine")
@@ -164,3 +166,33 @@ def test_another_number_of_ranks_does_not_resume(
     config.run.output, config.run.epochs = str(root / "random"), 9
     with pytest.raises(CheckpointError, match="world_size 2, this run has 1"):
         toy.train(config)
+
+
+PATIENCE = """
+import os, time
+from datetime import timedelta
+from ndavid.collectives import rank
+from ndavid.engine import distributed
+
+distributed.LIMIT_SECONDS = distributed.SPARE_SECONDS = 1.0
+distributed.make_accelerator(device="cpu", data_timeout=2.0)
+time.sleep(8 * rank())
+try:
+    distributed.agree(1)
+    print("met", flush=True)
+except RuntimeError:
+    print("gave up", flush=True)
+os._exit(0)
+"""
+
+
+def test_ranks_wait_for_each_other_as_long_as_one_may_wait_for_data(tmp_path: Path) -> None:
+    """And longer, so that the one that waits is the one that speaks."""
+    assert distributed._patience(5.0).total_seconds() > LIMIT_SECONDS
+    assert distributed._patience(9000.0).total_seconds() > 9000
+    assert distributed._patience(0).days >= 1
+    script = tmp_path / "patience.py"
+    script.write_text(PATIENCE)
+    job = processes.start(script, [], tmp_path / "run", ranks=2)
+    said, _ = job.process.communicate(timeout=60)
+    assert "gave up" in said

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import scripts
 import torch
+from image_files import write_tree
 from torch import Tensor, nn
 
 from ndavid.data.folder_annotations import parse_folder
@@ -35,6 +38,7 @@ from ndavid.evaluation import (
     ood,
     retrieval,
 )
+from ndavid.locks import LOCK_FILE
 
 HOLDER = """
 import contextlib, sys
@@ -161,3 +165,63 @@ def test_of_several_ranks_only_the_first_holds_the_folder(
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ConfigError, match="checkpoint is empty"):
         anomaly.run(anomaly.AnomalyConfig(output=str(taken[0]), **NEEDED["anomaly"]))
+
+
+def test_a_run_keeps_its_folder_for_what_its_caller_writes(tmp_path: Path) -> None:
+    class One(Method):
+        def forward(self, batch: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+            return {"loss": self.weight + batch["x"].float().mean()}
+
+    run = RunConfig(output=str(tmp_path), batch_size=4, num_workers=0, device="cpu")
+    lock = tmp_path / LOCK_FILE
+    with contextlib.ExitStack() as held:
+        fit(One(), Numbers(), run=run, optim=OptimConfig(), lock=held)
+        assert lock.exists()
+    assert not lock.exists()
+    fit(One(), Numbers(), run=run, optim=OptimConfig())
+    assert not lock.exists()
+
+
+# Says at the end whether the folder is still held when a script writes its last files.
+WITNESS = """
+import runpy, sys
+from pathlib import Path
+from ndavid.evaluation import report, run_page
+
+script, sys.argv = sys.argv[1], sys.argv[1:]
+output = Path(next(word for word in sys.argv if word.startswith("--run.output=")).split("=")[1])
+
+def told(write):
+    def wrapped(*words):
+        print("held", (output / ".ndavid.lock").exists())
+        return write(*words)
+    return wrapped
+
+run_page.RunPage.finish = told(run_page.RunPage.finish)
+report.write_outputs = told(report.write_outputs)
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("recipe", ["pretrain_moco", "train_classifier", "train_gan"])
+def test_a_recipe_holds_its_folder_until_its_last_file(recipe: str, tmp_path: Path) -> None:
+    write_tree(tmp_path / "images" / "train", {"a": 8, "b": 8}, size=(32, 32))
+    images = "data.images." if recipe == "pretrain_moco" else "data."
+    own = {
+        "pretrain_moco": ["--model.queue_size=8", "--model.bn_splits=1", "--monitor.every=0"],
+        "train_classifier": ["--held_out=0.25"],
+        "train_gan": [
+            "--model.image_size=32",
+            "--model.generator_channels=8",
+            "--model.discriminator_channels=8",
+        ],
+    }
+    words = [f"--{images}source=folder", f"--{images}root={tmp_path / 'images'}"]
+    words += ["--run.batch_size=4", "--run.max_steps=1", "--run.num_workers=0", "--run.device=cpu"]
+    words += own[recipe]
+    script = tmp_path / "witness.py"
+    script.write_text(WITNESS)
+    path = Path(__file__).resolve().parent.parent / "recipes" / f"{recipe}.py"
+    done = forked.call(script, str(path), *words, f"--run.output={tmp_path / 'run'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held True" in done.stdout and "held False" not in done.stdout

@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -14,14 +15,23 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import nn
 
 from ndavid.collectives import world_size
+from ndavid.engine.waiting import LIMIT_SECONDS
 from ndavid.errors import ConfigError, TrainingError
 
 Precision = Literal["no", "bf16", "fp16"]
 K = TypeVar("K")
+
+# Beyond the time that one rank may wait for data, the others wait for so long.
+SPARE_SECONDS = 600.0
+_cpu_groups: list[Any] = []
 
 
 def make_accelerator(
@@ -31,10 +41,13 @@ def make_accelerator(
     trackers: Sequence[str] = (),
     project_dir: Path | None = None,
     find_unused_parameters: bool = False,
+    data_timeout: float = LIMIT_SECONDS,
 ) -> Accelerator:
     """An Accelerator for one run; a second call in the same process may ask for something else.
 
     Accumulation is the loop's own (one factor, in one place), so that of a launch file is ignored.
+    How long ranks wait for each other follows from ``data_timeout``, the seconds that one of them
+    may wait for a batch: it is decided by the first call, when they meet.
 
     Raises:
         ConfigError: a precision that the device cannot do.
@@ -52,7 +65,8 @@ def make_accelerator(
             project_dir=project_dir,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+                DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+                InitProcessGroupKwargs(timeout=_patience(data_timeout)),
             ],
         )
     except ValueError as error:
@@ -62,7 +76,18 @@ def make_accelerator(
     _require_the_ranks_that_were_started()
     if dist.is_initialized():
         _leave_group_at_exit()
+        _cpu_group(_patience(data_timeout))
     return accelerator
+
+
+def _patience(data_timeout: float) -> timedelta:
+    """How long a rank waits for the others: longer than one of them may wait for data.
+
+    That one knows what it waits for and says so; the others could only tell that it did not come.
+    """
+    if not data_timeout:
+        return timedelta(days=30)
+    return timedelta(seconds=max(data_timeout, LIMIT_SECONDS) + SPARE_SECONDS)
 
 
 def _require_the_ranks_that_were_started() -> None:
@@ -87,10 +112,16 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
-@functools.cache
-def _cpu_group() -> Any:
-    """A gloo group beside NCCL's, so that small agreements do not wait for the GPU's stream."""
-    return dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+def _cpu_group(patience: timedelta | None = None) -> Any:
+    """A gloo group beside NCCL's, so that small agreements do not wait for the GPU's stream.
+
+    The first call makes it, on every rank at the same point.
+    """
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    if not _cpu_groups:
+        _cpu_groups.append(dist.new_group(backend="gloo", timeout=patience))
+    return _cpu_groups[0]
 
 
 def agree(*values: int) -> tuple[int, ...]:

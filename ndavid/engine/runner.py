@@ -138,7 +138,7 @@ class RunConfig:
         for name, least in [
             ("epochs", 1), ("batch_size", 1), ("save_every_steps", 1),
             ("keep_checkpoints", 0), ("log_every", 1), ("max_steps", 1),
-            ("ema_start_step", 0), ("data_timeout", 0),
+            ("ema_start_step", 0), ("data_timeout", 0), ("seed", 0),
         ]:  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
@@ -215,6 +215,7 @@ def fit(
     on_steps: EverySteps | None = None,
     on_start: Hook | None = None,
     on_save: Hook | None = None,
+    lock: contextlib.ExitStack | None = None,
 ) -> RunResult:
     """Trains ``method`` on ``dataset`` and leaves a run directory behind.
 
@@ -237,6 +238,8 @@ def fit(
         on_start: called on every rank before the first step, of a resumed run too; what it returns
             is not logged.
         on_save: the same after each checkpoint but the last.
+        lock: takes over the hold on the run's folder, for what the caller writes there afterwards.
+            None gives it back at the end.
 
     Raises:
         ConfigError: settings that cannot work, or that differ from those of the run to resume.
@@ -253,9 +256,10 @@ def fit(
         project_dir=Path(run.output),
         # In one player's turn the others' parameters are in no graph.
         find_unused_parameters=run.find_unused_parameters or isinstance(method, Players),
+        data_timeout=run.data_timeout,
     )
     with _surroundings(run.deterministic, accelerator.device), StopSignal() as stop:
-        loop = _Loop(accelerator, run, optim, config_yaml, defaults_yaml, stop)
+        loop = _Loop(accelerator, run, optim, config_yaml, defaults_yaml, stop, lock)
         try:
             loop.place(method, param_groups)
             loop.feed(dataset, collate)
@@ -285,6 +289,7 @@ class _Loop:
         config_yaml: str,
         defaults_yaml: str,
         stop: StopSignal,
+        lock: contextlib.ExitStack | None,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
@@ -301,6 +306,7 @@ class _Loop:
         self.finite = FiniteWatch(self.device)
         self.records = StepRecords()
         self.closing = contextlib.ExitStack()
+        self.lock = self.closing if lock is None else lock
 
     # Setting up
 
@@ -403,7 +409,7 @@ class _Loop:
             run_directory.check_folder(self.output, self.config_yaml)
             self.output.mkdir(parents=True, exist_ok=True)
             # One process holds the folder for all ranks.
-            self.closing.enter_context(hold(self.output, way_out="choose another run.output"))
+            self.lock.enter_context(hold(self.output, way_out="choose another run.output"))
             return run_directory.find_start(self.output, self.run.resume, say)
         except NdavidError as error:
             return error

@@ -126,7 +126,9 @@ def run(config: DetectionConfig) -> Result:
         ConfigError, CheckpointError, DataError, TrainingError: See ``errors``; each in one line.
     """
     started = time.monotonic()
-    make_accelerator(device=config.run.device)  # Ranks know each other before they print or load.
+    make_accelerator(
+        device=config.run.device, data_timeout=config.run.data_timeout
+    )  # Ranks know each other before they print or load.
     # Everything that a wrong config or set can break is looked at before training.
     train, test = together(lambda: _open_sets(config))
     loaded = together(lambda: load_backbone(config.checkpoint, config.model, seed=config.run.seed))

@@ -96,7 +96,9 @@ def run(config: FinetuneConfig) -> Result:
     Raises:
         ConfigError, CheckpointError, DataError, TrainingError: See ``errors``; each in one line.
     """
-    make_accelerator(device=config.run.device)  # Ranks know each other before they print or load.
+    make_accelerator(
+        device=config.run.device, data_timeout=config.run.data_timeout
+    )  # Ranks know each other before they print or load.
     manifest = open_manifest(config.manifest)
     locate_each(config.checkpoint, config.folds)
     results = [_trial(config, manifest, fold).run() for fold in config.folds]

@@ -169,4 +169,4 @@ def run_trial(
 
 def meet_ranks(config: ImageTrainingConfig) -> None:
     """Makes ranks know each other, which they must before they print or load."""
-    make_accelerator(device=config.run.device)
+    make_accelerator(device=config.run.device, data_timeout=config.run.data_timeout)

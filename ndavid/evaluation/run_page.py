@@ -8,10 +8,11 @@ numbers, and no network runs: a run ends with the same weights with and without 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torchvision.transforms.functional import pil_to_tensor
@@ -29,6 +30,8 @@ from ndavid.methods.broken_samples import BrokenSamples
 _CLIPS, _IMAGES = 4, 8
 # Of a run's time, the page may take so much.
 _SHARE_OF_TIME = 0.05
+
+DatasetT = TypeVar("DatasetT")
 
 NO_PICTURES: tuple[Picture, ...] = ()
 
@@ -133,6 +136,7 @@ def draw_negatives(
     """
     if not title.strip():
         return None
+    dataset = apart(dataset)
     reach = next(iter(getattr(dataset, "shard_sizes", None) or ()), len(dataset))
     first = _sample(dataset, 0, seed)
     is_clip = "video" in first or ("views" in first and first["views"].ndim == 5)
@@ -156,6 +160,16 @@ def draw_negatives(
     return draw_pairs(
         before, after, shown.used.tolist(), title=f"Negatives: {title}", note=shown.note
     )
+
+
+def apart(dataset: DatasetT) -> DatasetT:
+    """A dataset to read a few samples of before a run, which leaves no shard in memory.
+
+    A reader keeps the shard that it has read: this process, and the data loading processes forked
+    from it, would carry it along for the length of the run.
+    """
+    in_shards = getattr(dataset, "shard_sizes", None) is not None
+    return copy.deepcopy(dataset) if in_shards else dataset
 
 
 def _sample(dataset: KeyedDataset, index: int, seed: int) -> dict[str, Any]:

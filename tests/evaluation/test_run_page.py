@@ -200,3 +200,14 @@ def test_frames_carry_the_numbers_of_those_that_they_are(monkeypatch: pytest.Mon
     assert badges == ["1", "2", "3", "4", "4", "3", "2"]
     assert picture.width > 900
     assert isinstance(picture, Image.Image)
+
+
+def test_the_picture_leaves_no_shard_open() -> None:
+    """Nor would the data loading processes, forked later, begin with one."""
+
+    class Shards(Noise):
+        shard_sizes = (8, 8)
+
+    dataset = Shards(*IMAGES)
+    picture = draw_negatives(moco(), dataset, device=torch.device("cpu"), seed=0, title="jigsaw")
+    assert picture is not None and dataset.read == []
