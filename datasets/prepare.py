@@ -108,7 +108,7 @@ def parse_options() -> argparse.Namespace:
         help="folder: what the top folders are; auto tells by their names",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of --test-fraction (0)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args()
     if (options.test_fraction or options.layout != "auto") and options.dataset != "folder":
         parser.error("--test-fraction and --layout are for folder: the others have official splits")

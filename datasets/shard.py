@@ -34,6 +34,7 @@ from ndavid.data.shard_writing import (
     write_shards,
 )
 from ndavid.errors import DataError, printable
+from ndavid.interruption import kept_when_interrupted
 from ndavid.ranges import at_least, percent
 
 SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
@@ -44,9 +45,12 @@ PER_SHARD = {"clips": 512, "images": 512}
 def main() -> None:
     options = parse_options()
     if options.what == "check":
-        check(options.folder)
+        with kept_when_interrupted("the check was not finished, and nothing of it is kept"):
+            check(options.folder)
         return
-    written = write_clips(options) if options.what == "clips" else write_images(options)
+    # Without an index they are no shards yet.
+    with kept_when_interrupted(f"the shards in {options.output} would be written anew"):
+        written = write_clips(options) if options.what == "clips" else write_images(options)
     list_bad(options.output, written)
     shards = written.index.shards
     count = sum(len(shard.samples) for shard in shards)
@@ -172,7 +176,7 @@ def add_common(command: argparse.ArgumentParser, per_shard: int) -> None:
         "--per-shard", type=at_least(1), default=per_shard, help=f"at most so many ({per_shard})"
     )
     command.add_argument("--seed", type=int, default=0, help="of the order (0)")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--quiet", action="store_true", help="no progress")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from ndavid.config import run_main
 from ndavid.data.verification import Verification, verify
 from ndavid.errors import first_few, printable
+from ndavid.interruption import kept_when_interrupted
 from ndavid.ranges import at_least
 
 SHOWN = 20
@@ -25,12 +26,13 @@ SHOWN = 20
 
 def main() -> None:
     options = parse_options()
-    result = verify(
-        options.manifest,
-        num_decoded=None if options.decode_all else options.decode,
-        num_workers=max(1, options.workers),  # A decoder that crashes must not end this process.
-        progress=not options.quiet,
-    )
+    with kept_when_interrupted("the check was not finished, and nothing of it is kept"):
+        result = verify(
+            options.manifest,
+            num_decoded=None if options.decode_all else options.decode,
+            num_workers=max(1, options.workers),  # A decoder's crash must not end this process.
+            progress=not options.quiet,
+        )
     print(report(result))
     sys.exit(1 if result.errors else 0)
 
@@ -70,7 +72,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--decode", type=at_least(0), default=32, help="how many to decode (32)")
     parser.add_argument("--decode-all", action="store_true", help="decode every clip")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser.parse_args()
 
 

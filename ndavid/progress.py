@@ -24,20 +24,32 @@ class Progress:
         description: what is being done, such as "train features".
         unit: what is counted, in the singular.
         silent: shows nothing; for every rank but the first.
+        begun: how many were done before, by an earlier attempt.
+
+    ``note`` is a word or two that stand beside the count, such as how many were bad.
     """
 
     def __init__(
-        self, total: int, description: str, *, unit: str = "it", silent: bool = False
+        self,
+        total: int,
+        description: str,
+        *,
+        unit: str = "it",
+        silent: bool = False,
+        begun: int = 0,
     ) -> None:
         self.total = total
         self.description = description
         self.unit = unit
-        self.done = 0
+        self.begun = self.done = begun
+        self.note = ""
         self._started = self._last_line = time.monotonic()
         self._bar: tqdm[Any] | None = None
         self._lines = not silent and not sys.stderr.isatty()
         if not silent and not self._lines:
-            self._bar = tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=begun, desc=description, unit=unit, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Progress:
         return self
@@ -55,6 +67,7 @@ class Progress:
         """``count`` more are done."""
         self.done += count
         if self._bar is not None:
+            self._bar.set_postfix_str(self.note, refresh=False)
             self._bar.update(count)
         elif self._lines and count and self._due():
             print(self._line(), file=sys.stderr, flush=True)
@@ -68,12 +81,12 @@ class Progress:
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self.begun) / seconds
         left = max(self.total - self.done, 0) / rate
         end = f"left {_clock(left)}" if self.done < self.total else f"took {_clock(seconds)}"
         return (
             f"{self.description}  {self.unit} {self.done}/{self.total}  "
-            f"{rate:.3g} {self.unit}/s  {end}"
+            f"{rate:.3g} {self.unit}/s  {end}{self.note and f'  {self.note}'}"
         )
 
 

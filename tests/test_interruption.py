@@ -93,3 +93,37 @@ def test_preparing_says_what_is_kept(
     errors = capfd.readouterr().err
     assert end.value.code == 130
     assert f"kept in {output}; to go on: python {path} {' '.join(words)}" in errors
+
+
+@pytest.mark.parametrize(
+    ("script", "patched", "words", "kept"),
+    [
+        ("verify.py", "verification.verify", "out", "the check was not finished, and nothing"),
+        ("shard.py", "shard_writing.check_shards", "check out", "the check was not finished, and"),
+        (
+            "shard.py",
+            "manifest.read_manifest",
+            "clips --manifest out --output shards",
+            "the shards in shards would be written anew; to go on",
+        ),
+    ],
+)
+def test_what_keeps_nothing_says_so(
+    script: str,
+    patched: str,
+    words: str,
+    kept: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"ndavid.data.{patched}", interrupted)
+    path = str(Path(__file__).resolve().parent.parent / "datasets" / script)
+    monkeypatch.setattr(sys, "argv", [path, *words.split()])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    errors = capfd.readouterr().err
+    assert end.value.code == 130 and errors.startswith(f"interrupted: {kept}")
+    assert errors.endswith(f"; to go on: python {path} {words}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import pytest
 import torch
 
 from ndavid import progress
+from ndavid.data.folder_annotations import parse_folder
+from ndavid.data.manifest import read_manifest
+from ndavid.data.preparation import prepare
+from ndavid.data.shard_writing import ClipFiles, write_shards
+from ndavid.data.verification import verify
 from ndavid.evaluation.classify import per_item
 from ndavid.progress import Progress
 
@@ -74,6 +80,23 @@ def test_a_terminal_gets_a_bar(
     assert "\rtest features: 100%" in err and "4/4" in err and "left" not in err
 
 
+def test_what_was_done_before_counts_and_a_note_stands_beside_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(10, "probing", unit="file", begun=6) as shown:
+        shown.note = "bad 1"
+        clock.now += 20
+        shown.advance(2)
+    line = "probing  file 8/10  0.1 file/s  left 00:00:20  bad 1\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(10, "probing", unit="file", begun=6) as shown:
+        shown.note = "bad 1"
+        shown.advance(4)
+    err = capsys.readouterr().err
+    assert "10/10" in err and "bad 1" in err
+
+
 class Views:
     """Ten items of one view; the last cannot be read."""
 
@@ -102,6 +125,35 @@ def test_an_evaluation_tells_how_far_it_is_in_a_log(
     lines = capsys.readouterr().err.splitlines()
     counts = [re.findall(r"^test features  item (\d+)/10  ", line) for line in lines]
     assert counts == [["4"], ["8"], ["10"]]
+
+
+def test_preparing_checking_and_sharding_tell_it_in_a_log(
+    tmp_path: Path,
+    write_clip: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    videos, output = tmp_path / "videos", tmp_path / "out"
+    for name in ("a", "b"):
+        write_clip(videos / "walk" / f"{name}.mp4", num_frames=4, size=(32, 32))
+    prepare(parse_folder(videos), videos, output, num_workers=0)
+    assert verify(output, num_workers=0).errors == ()
+    manifest = read_manifest(output)
+    clips = ClipFiles(manifest.records, manifest.root)
+    write_shards(
+        clips,
+        tmp_path / "shards",
+        num_shards=1,
+        classes=manifest.classes,
+        split="train",
+        progress=True,
+    )
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    for line in ("probing  file 2/2 ", "decoding  file 2/2 "):
+        assert line in err, line
+    assert "writing  clip 2/2 " in err
 
 
 def test_evaluations_show_progress_in_this_one_way() -> None:

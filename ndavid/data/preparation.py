@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import av
-from tqdm import tqdm
 
 from ndavid.data.annotations import Annotations
 from ndavid.data.clip_matching import Matches, match_files
@@ -40,6 +39,7 @@ from ndavid.data.video_files import find_videos
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, first_few
 from ndavid.locks import hold
+from ndavid.progress import Progress
 
 JOURNAL = "journal.jsonl"
 CLIPS = "clips"
@@ -419,9 +419,8 @@ def _work_off(
     """Does some work on each task; what it finds is added to the journal's entry of its clip."""
     if not todo:
         return
-    with tqdm(
-        total=total, initial=total - len(todo), desc=verb, unit="file", disable=not progress
-    ) as bar:
+    begun = total - len(todo)
+    with Progress(total, verb, unit="file", silent=not progress, begun=begun) as shown:
         num_bad = 0
         for task, result in run_all(work, todo, min(num_workers, len(todo))):
             if isinstance(result, Crashed):
@@ -430,8 +429,8 @@ def _work_off(
             before = {} if work is _examine else journal.get(task.key) or {}
             journal.put(task.key, {**before, **result})
             num_bad += "error" in result
-            bar.set_postfix(bad=num_bad, refresh=False)
-            bar.update()
+            shown.note = f"bad {num_bad}" if num_bad else ""
+            shown.advance()
 
 
 def _after_crash(work: Callable[[_Task], dict[str, Any]], task: _Task) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from ndavid.data.changed_files import change_of_content
@@ -38,6 +37,7 @@ from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
 from ndavid.data.whole_files import remove_leftovers, whole_file
 from ndavid.errors import ConfigError, DataError
 from ndavid.locks import hold
+from ndavid.progress import Progress
 
 _PNG_START = b"\x89PNG"
 
@@ -172,7 +172,7 @@ def write_shards(
         split, fold: the part of the dataset that it is; fold 0 for images.
         source: for the index: what it was written from.
         seed: of the order.
-        progress: shows a bar.
+        progress: shows how far it is.
 
     Raises:
         ConfigError: the folder holds shards, another process writes there, or more shards than
@@ -192,11 +192,12 @@ def write_shards(
         order = torch.randperm(len(samples), generator=draw)
         bad: list[tuple[str, str]] = []
         entries: list[ShardEntry] = []
-        with tqdm(total=len(samples), unit=samples.kind, disable=not progress) as bar:
+        unit = samples.kind.removesuffix("s")
+        with Progress(len(samples), "writing", unit=unit, silent=not progress) as shown:
             for part in order.tensor_split(num_shards):
                 file = f"{len(entries):06d}.tar"
                 facts = _write_shard(samples, part.tolist(), output / file, bad)
-                bar.update(len(part))
+                shown.advance(len(part))
                 if facts:
                     entries.append(_entry(output / file, facts))
         if not entries:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from ndavid.data.changed_files import changed_files, is_recorded
 from ndavid.data.decode import probe
 from ndavid.data.file_tree import find_files
@@ -20,6 +18,7 @@ from ndavid.data.split_names import side_called
 from ndavid.data.video_files import VIDEO_SUFFIXES
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError, first_few
+from ndavid.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def verify(
         num_decoded: how many clips, spread over the manifest, to decode to the end and compare
             with their row (frames and size); None for all.
         num_workers: processes; 0 for this one.
-        progress: show a bar.
+        progress: show how far it is.
 
     Raises:
         DataError: the manifest itself cannot be read.
@@ -176,13 +175,13 @@ def _decoding_errors(
 ) -> list[str]:
     items = [(str(manifest.root / record.path), record) for record in records]
     errors = []
-    with tqdm(total=len(items), desc="decoding", unit="file", disable=not progress) as bar:
+    with Progress(len(items), "decoding", unit="file", silent=not progress) as shown:
         for (_, record), problem in run_all(_decoding_error, items, min(num_workers, len(items))):
             if isinstance(problem, Crashed):
                 problem = "the decoder crashed on it"
             if problem:
                 errors.append(f"{record.path}: {problem}")
-            bar.update()
+            shown.advance()
     return sorted(errors)
 
 
