@@ -9,7 +9,9 @@
 Intervals are the bootstrap's percentiles (Efron 1979). Known images are drawn once for all columns,
 so that a mean over columns keeps what they share; a copy of a known image is drawn together with
 it. Where all draws give the same (everything told apart, or all scores equal) the bootstrap knows
-no spread, and the interval is Wilson's of a share of the known images.
+no spread. For AUROC the interval is then Newcombe's, which counts both kinds of images. For AUPR
+and FPR95 it is Wilson's of a share of as many images as there are of the rarer kind: three
+anomalies set no better a threshold for the thousands of known images beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ndavid.evaluation.intervals import Metric, share_of
+from ndavid.evaluation.intervals import Metric, newcombe, share_of
 
 NAMES = ("AUROC", "AUPR", "FPR95")
 
@@ -36,32 +38,44 @@ class Detection:
     Attributes:
         values: (3,) float64, as ``NAMES``.
         resampled: (R, 3) the same of each resample.
+        unseen: (3, 2) how far each end lies outside the percentiles of ``resampled``.
         known: Known images.
         others: Images beside them; copies of the known ones are none.
     """
 
     values: Tensor
     resampled: Tensor
+    unseen: Tensor
     known: int
     others: int
 
     def metrics(self) -> dict[str, Metric]:
         """Returns each number with its 95% interval."""
-        ends = torch.tensor([0.025, 0.975], dtype=torch.double)
-        low, high = torch.quantile(self.resampled, ends, dim=0).tolist()
-        values = self.values.tolist()
+        ends = (_percentiles(self.resampled) + self.unseen).clamp(0, 1).tolist()
         count = self.known + self.others
         return {
-            name: Metric(values[place], count, *self._ends(values[place], low[place], high[place]))
-            for place, name in enumerate(NAMES)
+            name: Metric(value, count, low, high)
+            for name, value, (low, high) in zip(NAMES, self.values.tolist(), ends, strict=True)
         }
 
-    def _ends(self, value: float, low: float, high: float) -> tuple[float, float]:
-        """The ends of an interval; where no resample differed, those of a share of the images."""
-        if low < high:
-            return low, high
-        share = share_of(min(max(value, 0.0), 1.0), self.known)
-        return share.low, share.high
+
+def _percentiles(resampled: Tensor) -> Tensor:
+    """The ends of the bootstrap's 95% intervals: (3, 2) of (R, 3)."""
+    ends = torch.tensor([0.025, 0.975], dtype=torch.double)
+    return torch.quantile(resampled, ends, dim=0).T
+
+
+def _unseen(values: Tensor, resampled: Tensor, known: int, anomalies: int) -> Tensor:
+    """By how much the bootstrap's ends must be moved where no resample differed, else 0: (3, 2)."""
+    percentiles = _percentiles(resampled)
+    auroc, *shares = values.clamp(0, 1).tolist()
+    rarer = [share_of(share, min(known, anomalies)) for share in shares]
+    ends = torch.tensor(
+        [newcombe(auroc, known, anomalies), *((share.low, share.high) for share in rarer)],
+        dtype=torch.double,
+    )
+    constant = percentiles[:, :1] == percentiles[:, 1:]
+    return torch.where(constant, ends - percentiles, 0.0)
 
 
 class Bootstrap:
@@ -111,7 +125,8 @@ class Bootstrap:
         ]
         found = torch.cat(rows)
         others = len(anomalies) if copies_of is None else 0
-        return Detection(found[0], found[1:], len(self.known), others)
+        unseen = _unseen(found[0], found[1:], len(self.known), len(anomalies))
+        return Detection(found[0], found[1:], unseen, len(self.known), others)
 
     def _draw(self, number: int) -> Tensor:
         """How often each of so many images is in each resample: (R, number), int16."""
@@ -125,6 +140,8 @@ class Bootstrap:
 def mean_of(columns: Sequence[Detection]) -> Detection:
     """Returns the plain mean over columns that one ``Bootstrap`` compared.
 
+    Columns whose resamples do not differ add what those do not show, as if all erred alike.
+
     Raises:
         ValueError: Without columns.
     """
@@ -133,6 +150,7 @@ def mean_of(columns: Sequence[Detection]) -> Detection:
     return Detection(
         torch.stack([column.values for column in columns]).mean(0),
         torch.stack([column.resampled for column in columns]).mean(0),
+        torch.stack([column.unseen for column in columns]).mean(0),
         columns[0].known,
         sum(column.others for column in columns),
     )

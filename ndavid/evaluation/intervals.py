@@ -167,12 +167,15 @@ def auroc(negatives: Tensor, positives: Tensor) -> Metric:
     not_above = torch.searchsorted(ordered, asked, right=True)
     pairs = len(negatives) * len(positives)
     area = float((below + not_above).sum()) / 2 / pairs
-    low, high = _newcombe(area, len(negatives), len(positives))
+    low, high = newcombe(area, len(negatives), len(positives))
     return Metric(area, len(negatives) + len(positives), low, high)
 
 
-def _newcombe(area: float, negatives: int, positives: int) -> tuple[float, float]:
-    """The areas that would put ``area`` exactly at the edge of their own 95% interval."""
+def newcombe(area: float, negatives: int, positives: int) -> tuple[float, float]:
+    """Returns the 95% interval of an AUROC ``area`` from so many scores of both kinds.
+
+    Its ends are the areas that would put ``area`` exactly at the edge of their own interval.
+    """
     others = (negatives + positives) / 2 - 1
 
     def excess(candidate: float) -> float:

@@ -1,7 +1,9 @@
 """95% intervals of a mean difference: over test items, over trainings, and over both.
 
 * *By item* is a bootstrap (Efron 1979): sources, of which there are dozens or thousands, are drawn
-  anew, each with all its items.
+  anew, each with all its items. Where all sources differ by the same, it knows no spread; others
+  may yet differ by something else, and the interval reaches as far as a share of them could move it
+  that Wilson's interval allows for.
 * *By seed* is Student's t over the seeds' differences. Not a bootstrap: of three seeds it gives the
   least and the greatest difference, which exclude 0 in a quarter of all cases without an effect,
   when all three happen to fall on one side.
@@ -23,6 +25,7 @@ from scipy import stats
 from torch import Tensor
 
 from ndavid.engine.rng import generator
+from ndavid.evaluation.intervals import wilson
 from ndavid.study.groups import Group, design_of
 
 # Values that are equal but for the last bits are one.
@@ -43,13 +46,24 @@ class Interval:
 def by_item(groups: Sequence[Group], resamples: int) -> Interval:
     """Other test items, these trainings: sources drawn anew within each group, alike for its seeds.
 
+    Outcomes are taken to be in [0, 1] where no draw differs.
+
     Args:
         groups: All seeds.
         resamples: How often.
     """
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.quantile(item_means(groups, resamples).mean(dim=0), ends).tolist()
-    return Interval(low, high)
+    if high - low > 10**-_DECIMALS:
+        return Interval(low, high)
+    others = _could_be_otherwise(groups)
+    return Interval(low - others * max(1 + low, 0.0), high + others * max(1 - high, 0.0))
+
+
+def _could_be_otherwise(groups: Sequence[Group]) -> float:
+    """The share of all sources that may differ from those seen, none of which differs."""
+    seeds = sum(len(group.seeds) for group in groups)
+    return sum(len(group.seeds) * wilson(0, len(group.sizes)).high for group in groups) / seeds
 
 
 def by_seed(values: Tensor) -> Interval | None:

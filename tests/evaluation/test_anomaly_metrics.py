@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ndavid.evaluation.anomaly_metrics import NAMES, Bootstrap, detection, mean_of, quartiles
-from ndavid.evaluation.intervals import wilson
+from ndavid.evaluation.intervals import auroc, wilson
 
 # Few values, so that many scores are equal.
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
@@ -54,16 +54,46 @@ def test_an_image_drawn_twice_is_two_images(data, known, anomalies) -> None:
 def test_perfect_and_hopeless_scores() -> None:
     low, high = torch.arange(20.0), torch.arange(20.0) + 100
     perfect = Bootstrap(low, 50, seeded()).compare(high).metrics()
-    # No resample differs from another; twenty known images say no more than twenty can.
-    best, worst = wilson(20, 20), wilson(0, 20)
+    # No resample differs from another; twenty images of a kind say no more than twenty can.
+    area, best, worst = auroc(low, high), wilson(20, 20), wilson(0, 20)
     assert [(m.value, m.low, m.high) for m in perfect.values()] == [
-        (1, best.low, 1),
-        (1, best.low, 1),
-        (0, 0, worst.high),
+        (1, pytest.approx(area.low), 1),
+        (1, pytest.approx(best.low), 1),
+        (0, 0, pytest.approx(worst.high)),
     ]
     hopeless = Bootstrap(high, 50, seeded()).compare(low).metrics()
     assert hopeless["AUROC"].value == 0 and hopeless["FPR95"].value == 1
     assert list(perfect) == list(NAMES) and perfect["AUROC"].n == 40
+
+
+@pytest.mark.parametrize(("known", "anomalies"), [(2000, 3), (3, 2000)])
+def test_few_images_of_either_kind_prove_little(known: int, anomalies: int) -> None:
+    low, high = torch.arange(float(known)), torch.arange(float(anomalies)) + 5000
+    found = Bootstrap(low, 20, seeded()).compare(high)
+    three = wilson(3, 3)
+    expected = {
+        "AUROC": (auroc(low, high).low, 1.0),
+        "AUPR": (three.low, 1.0),
+        "FPR95": (0.0, 1 - three.low),
+    }
+    for name, ends in expected.items():
+        metric = found.metrics()[name]
+        assert (metric.low, metric.high) == pytest.approx(ends, abs=1e-9)
+        assert metric.high - metric.low > 0.25
+
+
+def test_a_mean_is_no_surer_for_columns_whose_spread_is_unseen() -> None:
+    known = torch.randn(500, generator=seeded())
+    bootstrap = Bootstrap(known, 100, seeded(1))
+    apart = bootstrap.compare(torch.full((3,), 50.0))
+    mixed = bootstrap.compare(torch.randn(400, generator=seeded(2)) + 1)
+    alone = apart.metrics()["AUROC"]
+    twice = mean_of([apart, apart]).metrics()["AUROC"]
+    assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
+    mean = mean_of([apart, mixed]).metrics()["AUROC"]
+    other = mixed.metrics()["AUROC"]
+    assert mean.value - mean.low > (alone.value - alone.low) / 2
+    assert mean.low == pytest.approx((alone.low + other.low) / 2)
 
 
 def test_intervals_cover_what_they_promise() -> None:

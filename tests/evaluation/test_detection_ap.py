@@ -17,6 +17,7 @@ from ndavid.evaluation.detection_ap import (
     class_table,
     coco_ap,
 )
+from ndavid.evaluation.intervals import wilson
 
 Row = tuple[list[float], float, int]
 
@@ -274,9 +275,21 @@ def test_an_interval_holds_its_value_narrows_with_images_and_repeats() -> None:
     assert interval(few, 1) == interval(few, 1) != interval(few, 2)
 
 
-def test_an_interval_of_what_never_varies_has_no_width() -> None:
+def test_what_never_varies_is_no_surer_than_its_images() -> None:
     perfect = [image([(A, 0)], [(A, 0.9, 0)])] * 8
-    assert interval(perfect, 0) == (1.0, 1.0, 1.0)
+    eight = wilson(8, 8)
+    assert interval(perfect, 0) == (pytest.approx(eight.low), 1.0, 1.0)
+    missed = [image([(A, 0)], [])] * 8
+    assert interval(missed, 0) == (0.0, 0.0, pytest.approx(1 - eight.low))
+    # Images without the object prove nothing of finding it.
+    empty = [image([], [])] * 90
+    low, value, high = interval([*missed, *empty], 0)
+    assert (low, value) == (0.0, 0.0) and high == pytest.approx(1 - eight.low)
+    assert interval(empty, 0) == (0.0, 0.0, 1.0)
+    # Of two classes, each is as sure as the images that hold it.
+    both = [*missed, *[image([(A, 1)], [])] * 90]
+    high = interval(both, 0)[2]
+    assert high == pytest.approx((1 - eight.low + wilson(0, 90).high) / 2)
 
 
 def test_intervals_cover_the_value_of_all_images() -> None:

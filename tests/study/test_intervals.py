@@ -16,9 +16,9 @@ from scipy import stats
 from torch import Tensor
 
 from ndavid.engine.rng import generator
+from ndavid.evaluation.intervals import wilson
 from ndavid.study.groups import Group
 from ndavid.study.intervals import (
-    Interval,
     both,
     by_item,
     by_seed,
@@ -253,10 +253,23 @@ def test_a_shift_of_all_outcomes_shifts_the_intervals(groups: list[Group], shift
 
 
 @pytest.mark.parametrize("groups", [CROSSED, NESTED, MIXED, SOURCES])
-def test_identical_arms_differ_by_exactly_nothing(groups: list[Group]) -> None:
+def test_identical_outcomes_of_few_items_prove_no_equality(groups: list[Group]) -> None:
     nothing = [Group(one.seeds, torch.zeros_like(one.table), one.sources) for one in groups]
     items = by_item(nothing, 300)
-    assert items == Interval(0.0, 0.0) and both(nothing, items) == items
+    assert items.low == -items.high < -0.4 and both(nothing, items) == items
+
+
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 10, 1000])
+def test_items_that_all_differ_by_the_same_leave_others_open(count: int, shift: float) -> None:
+    items = by_item([group([0], [shift] * count)], 300)
+    others = wilson(0, count).high
+    # As many others as that could differ by anything from -1 to 1.
+    expected = shift - others * (1 + shift), shift + others * (1 - shift)
+    assert (items.low, items.high) == pytest.approx(expected)
+    assert items.high - items.low > 0
+    if count == 1:
+        assert not items.excludes_zero()
 
 
 def test_of_a_single_source_only_the_seeds_are_known() -> None:
