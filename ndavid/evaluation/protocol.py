@@ -131,9 +131,13 @@ class Result:
     def chance_of(self, metric: str) -> float | None:
         """Returns what guessing would score; None where that is not known or has no meaning.
 
-        Results of older versions have one chance for all of their metrics.
+        Results of older versions have one chance. It is that of their first metric, or of ``top1``;
+        R@10 is guessed far more often than R@1.
         """
-        return self.chances.get(metric) if self.chances else self.chance
+        if self.chances:
+            return self.chances.get(metric)
+        named = metric in self.metrics and metric in (next(iter(self.metrics)), "top1")
+        return self.chance if named else None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes this Result as JSON, in one step, so that no reader sees half of it.

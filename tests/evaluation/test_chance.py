@@ -72,7 +72,17 @@ def test_chance_stands_beside_each_metric_and_is_averaged_over_folds() -> None:
     assert first.endswith("chance 15.00") and second.endswith("chance 60.00")
 
 
-def test_older_results_have_one_chance_for_all() -> None:
-    old = Result(task="t", metrics={"top1": wilson(1, 4)}, protocol=Protocol(), chance=0.25)
-    assert old.chance_of("top1") == 0.25
+def test_the_one_chance_of_older_results_is_that_of_one_metric() -> None:
+    def old(*names: str) -> Result:
+        metrics = {name: wilson(1, 4) for name in names}
+        return Result(task="t", metrics=metrics, protocol=Protocol(), chance=0.25)
+
+    assert old("top1", "top5").chance_of("top1") == 0.25
+    assert old("top1", "top5").chance_of("top5") is None
+    assert old("mean_class", "top1").chance_of("top1") == 0.25
+    recalls = old("R@1", "R@5", "R@50")
+    assert [recalls.chance_of(name) for name in recalls.metrics] == [0.25, None, None]
+    shown = recalls.summary().splitlines()
+    assert "chance" in shown[0] and "chance" not in "".join(shown[1:])
+    assert recalls.chance_of("top1") is None
     assert Result(task="t", metrics={}, protocol=Protocol()).chance_of("fcd") is None

@@ -146,6 +146,7 @@ def test_the_page_is_whole_and_self_contained(runs: Path) -> None:
 def test_many_numbers_of_one_evaluation_stand_below_each_other(tmp_path: Path) -> None:
     many = result(60)
     many.metrics = {f"AUROC set {k}": wilson(40 + k, 80) for k in range(7)}
+    many.chances = dict.fromkeys(many.metrics, 0.5)
     few = result(60)
     pages = [
         Page(write_report(Report(title="t", rows=rows), tmp_path / "page.html").read_text())
@@ -252,7 +253,7 @@ def test_the_table_lines_up_and_shows_intervals() -> None:
     interval = f"{100 * metric.low:.1f} to {100 * metric.high:.1f}"
     assert re.fullmatch(rf"DPC +75\.0 +{interval} +80 +50\.0", lines[3])
     assert len({len(line) for line in lines}) == 1
-    assert format_table(rows, "R@1").splitlines()[2].split()[2:] == ["-", "-", "-", "50.0"]
+    assert format_table(rows, "R@1").splitlines()[2].split()[2:] == ["-", "-", "-", "-"]
 
 
 def test_a_sheet_holds_frames_in_reading_order() -> None:
