@@ -193,16 +193,15 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
 
     The interval treats the folds' test videos as independent, which holds where the official test
     splits do not overlap (UCF101; HMDB51's overlap a little, so its interval is slightly narrow).
-    The folds' own numbers stay in ``details["folds"]``; outcomes get their fold's number.
+    The folds' own numbers stay in ``details["folds"]``; outcomes get their fold's number. A metric
+    that some folds lack, such as R@50 where a gallery is smaller, has no mean: a warning names it.
 
     Raises:
-        ConfigError: Without results, or if they do not hold the same metrics.
+        ConfigError: Without results, or if they have no metric in common.
     """
     if not results:
         raise ConfigError("no fold to average; give at least one in `folds`")
     first = results[0]
-    if any(set(result.metrics) != set(first.metrics) for result in results):
-        raise ConfigError("folds with different metrics cannot be averaged")
     outcomes = [
         dataclasses.replace(outcome, fold=result.protocol.folds[0])
         for result in results
@@ -210,6 +209,9 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
     ]
     if len(results) == 1:
         return dataclasses.replace(first, outcomes=outcomes)
+    common = [name for name in first.metrics if all(name in one.metrics for one in results)]
+    if not common:
+        raise ConfigError("the folds have no metric in common, and cannot be averaged")
     protocols = [result.protocol for result in results]
     protocol = dataclasses.replace(
         first.protocol,
@@ -222,17 +224,18 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
         notes=list(dict.fromkeys(note for one in protocols for note in one.notes)),
         warnings=list(dict.fromkeys(note for one in protocols for note in one.warnings)),
     )
+    protocol.warn(*_partly_measured(results, common))
     return dataclasses.replace(
         first,
         metrics={
             name: mean_of_independent([result.metrics[name] for result in results])
-            for name in first.metrics
+            for name in common
         },
         protocol=protocol,
-        chance=_mean([result.chance for result in results]),
+        chance=_mean([result.chance_of(common[0]) for result in results]),
         chances={
             name: mean
-            for name in first.metrics
+            for name in common
             if (mean := _mean([result.chances.get(name) for result in results])) is not None
         },
         checkpoint=_joined([result.checkpoint for result in results]),
@@ -252,6 +255,18 @@ def mean_over_folds(results: Sequence[Result]) -> Result:
         },
         outcomes=outcomes,
     )
+
+
+def _partly_measured(results: Sequence[Result], common: Sequence[str]) -> list[str]:
+    """Which metrics only some folds have, and which folds, in a sentence each."""
+    names = dict.fromkeys(name for result in results for name in result.metrics)
+    return [
+        f"{name} is measured on fold{'s' if len(folds) > 1 else ''} {', '.join(folds)} of "
+        f"{len(results)} only, and not averaged: see the folds' own numbers (details.folds)."
+        for name in names
+        if name not in common
+        for folds in [[str(one.protocol.folds[0]) for one in results if name in one.metrics]]
+    ]
 
 
 def _mean(chances: Sequence[float | None]) -> float | None:

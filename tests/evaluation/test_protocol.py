@@ -62,6 +62,28 @@ def test_the_mean_over_folds_keeps_each_fold() -> None:
     assert all(width < fold.metrics["top1"].high - fold.metrics["top1"].low for fold in folds)
 
 
+def test_a_metric_of_some_folds_only_is_named_and_not_averaged() -> None:
+    folds = [result(number, 1, 4) for number in (1, 2, 3)]
+    for fold in folds:
+        fold.metrics = {"R@1": wilson(1, 4), "R@5": wilson(2, 4)}
+        fold.chances = {"R@1": 0.1, "R@5": 0.4}
+    for fold in folds[1:]:
+        fold.metrics["R@50"], fold.chances["R@50"] = wilson(3, 4), 0.9
+    for order in (folds, folds[::-1]):
+        mean = mean_over_folds(order)
+        assert list(mean.metrics) == list(mean.chances) == ["R@1", "R@5"]
+        assert mean.chance == pytest.approx(0.1)
+        numbers = ", ".join(str(fold.protocol.folds[0]) for fold in order if fold is not folds[0])
+        (warning,) = mean.protocol.warnings
+        assert warning.startswith(f"R@50 is measured on folds {numbers} of 3 only")
+        assert warning in mean.protocol.notes
+        kept = [entry["metrics"].get("R@50") for entry in mean.details["folds"]]
+        assert sum(entry is not None for entry in kept) == 2
+    folds[0].metrics = {"top1": wilson(1, 4)}
+    with pytest.raises(ConfigError, match="no metric in common"):
+        mean_over_folds(folds)
+
+
 def test_one_fold_is_its_own_mean() -> None:
     alone = result(2, 3, 4)
     assert mean_over_folds([alone]) == alone
