@@ -7,6 +7,7 @@ or dropped, classes that nothing was trained or tested on, and what training and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,6 +16,19 @@ from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import ShortClipReport
 
 _SHOWN = 3
+
+Asked = Literal["class", "neighbours", "motion", "distance", "boxes"]
+"""What is asked of an item: its class, its neighbours' class, its order, how far it lies from
+training items, where the objects in it are."""
+
+# What becomes of a class without training items, and of one without items that are measured.
+_ABSENT: dict[Asked, tuple[str, str]] = {
+    "class": ("never guessed right", "no part of accuracy or chance"),
+    "neighbours": ("never found", "never asked for"),
+    "motion": ("not trained on", "not tested"),
+    "distance": ("not among what is known", "not tested"),
+    "boxes": ("never found", "no part of AP"),
+}
 
 
 def dropped(report: ShortClipReport, count: int, side: str) -> list[str]:
@@ -45,13 +59,24 @@ def skipped_in_training(count: int, unit: str) -> list[str]:
     return [f"{count} training {unit} could not be read; others stood in for them."]
 
 
-def absent_classes(classes: Sequence[str], labels: Tensor, side: str, unit: str) -> list[str]:
-    """Returns which classes have none of the items that were used, in a sentence."""
+def absent_classes(
+    classes: Sequence[str], labels: Tensor, side: str, unit: str, asked: Asked = "class"
+) -> list[str]:
+    """Returns which classes have none of the items that were used, in a sentence.
+
+    Args:
+        classes: Names in label order.
+        labels: Of the items that were used.
+        side: "training", or which ones were measured.
+        unit: What the items are.
+        asked: What the evaluation asks, which decides what the lack means.
+    """
     there = set(labels.tolist())
     absent = [name for label, name in enumerate(classes) if label not in there]
     if not absent:
         return []
-    what = "never guessed right" if side == "training" else "no part of accuracy or chance"
+    trained, measured = _ABSENT[asked]
+    what = trained if side == "training" else measured
     return [
         f"{len(absent)} of {len(classes)} classes have no {side} {unit}, and are {what}: "
         f"{_some(absent)}."

@@ -13,7 +13,7 @@ from ndavid.data.image_subsets import SubsetImages, stratified_indices
 from ndavid.data.images import ImageDataConfig
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed
-from ndavid.evaluation.data_warnings import absent_classes, unreadable
+from ndavid.evaluation.data_warnings import Asked, absent_classes, unreadable
 from ndavid.evaluation.features import Extraction, Features
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.image_views import (
@@ -42,9 +42,11 @@ class FrozenImages(Frozen):
     test_source: ImageSource
 
 
-def load_frozen_images(config: FrozenImagesConfig) -> FrozenImages:
+def load_frozen_images(config: FrozenImagesConfig, asked: Asked = "class") -> FrozenImages:
     """Returns ``load_images`` with the config's own seed, device and cache."""
-    return load_images(config, seed=config.seed, device=config.device, cache=config.cache_folder())
+    return load_images(
+        config, seed=config.seed, device=config.device, cache=config.cache_folder(), asked=asked
+    )
 
 
 def load_images(
@@ -54,6 +56,7 @@ def load_images(
     device: Literal["auto", "cpu"],
     cache: Path,
     label_fraction: float = 1.0,
+    asked: Asked = "class",
 ) -> FrozenImages:
     """Returns the features of training and test images, computed or read from the cache.
 
@@ -63,6 +66,7 @@ def load_images(
         device: Where to compute.
         cache: Folder for features.
         label_fraction: Share of each class's training images that is used.
+        asked: What is asked of a test image.
 
     Raises:
         CheckpointError, ConfigError: As ``load_pooled``.
@@ -90,7 +94,7 @@ def load_images(
     looked_at.num_images = len(test.names)
     for side, found in (("training", train), ("test", test)):
         looked_at.warn(*unreadable(found.bad, side, "images"))
-        looked_at.warn(*absent_classes(train_source.classes, found.labels, side, "images"))
+        looked_at.warn(*absent_classes(train_source.classes, found.labels, side, "images", asked))
     return FrozenImages(
         classes=train_source.classes,
         loaded=loaded,

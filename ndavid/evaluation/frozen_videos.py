@@ -14,6 +14,7 @@ from ndavid.engine.distributed import make_accelerator
 from ndavid.evaluation.broken_clips import BrokenCopies, BrokenViews
 from ndavid.evaluation.classify import TestDataset
 from ndavid.evaluation.data_warnings import (
+    Asked,
     absent_classes,
     dropped,
     shared_videos,
@@ -54,6 +55,7 @@ def measure_folds(
     config: ConfigT,
     measure: Callable[[ConfigT, FrozenFold], Result],
     *,
+    asked: Asked = "class",
     broken: BrokenCopies | None = None,
 ) -> Result:
     """Returns the mean over the folds of what ``measure`` finds on each.
@@ -61,6 +63,7 @@ def measure_folds(
     Args:
         config: What is measured on what.
         measure: Finds the Result of one fold.
+        asked: What it asks of a video.
         broken: Broken copies that stand beside the views, if any.
 
     Raises:
@@ -69,7 +72,10 @@ def measure_folds(
     device = make_accelerator(device=config.device).device
     locate_each(config.checkpoint, config.folds)
     return mean_over_folds(
-        [measure(config, load_fold(config, fold, device, broken)) for fold in config.folds]
+        [
+            measure(config, load_fold(config, fold, device, asked=asked, broken=broken))
+            for fold in config.folds
+        ]
     )
 
 
@@ -77,6 +83,8 @@ def load_fold(
     config: FrozenVideosConfig,
     fold: int,
     device: torch.device,
+    *,
+    asked: Asked = "class",
     broken: BrokenCopies | None = None,
 ) -> FrozenFold:
     """Returns the features of one fold, computed on ``device`` or read from the cache.
@@ -123,7 +131,7 @@ def load_fold(
         ("training", "test"), chosen, reports, features, strict=True
     ):
         looked_at.warn(*dropped(report, len(part), side), *unreadable(found.bad, side, "videos"))
-        looked_at.warn(*absent_classes(manifest.classes, found.labels, side, "videos"))
+        looked_at.warn(*absent_classes(manifest.classes, found.labels, side, "videos", asked))
         looked_at.warn(*used_though_damaged(found.damaged, part, side))
     looked_at.warn(*shared_videos(chosen[0], chosen[1], manifest))
     files.tell(looked_at)

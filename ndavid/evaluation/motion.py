@@ -109,7 +109,8 @@ class Probed:
 def run(config: MotionConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
     broken = BrokenCopies(tuple(BROKEN.values()), config.seed)
-    return write_result(measure_folds(config, _probe_fold, broken=broken), config)
+    result = measure_folds(config, _probe_fold, asked="motion", broken=broken)
+    return write_result(result, config)
 
 
 def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:

@@ -88,7 +88,7 @@ def run(config: OodConfig) -> Result:
     """
     others = parse_others(config.others)
     operations = parse_operations(config.nda, config.views.size)
-    frozen = load_frozen_images(config)
+    frozen = load_frozen_images(config, "distance")
     against = {
         name: image_features(frozen.extract, open_images(data), config.views, name)
         for name, data in others.items()

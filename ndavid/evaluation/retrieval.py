@@ -66,7 +66,7 @@ class RetrievalConfig(FrozenVideosConfig):
 @alone_in_output
 def run(config: RetrievalConfig) -> Result:
     """Measures R@k on every fold, writes ``result.json`` and returns it."""
-    return write_result(measure_folds(config, _query_fold), config)
+    return write_result(measure_folds(config, _query_fold, asked="neighbours"), config)
 
 
 def _query_fold(config: RetrievalConfig, fold: FrozenFold) -> Result:

@@ -12,6 +12,7 @@ from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.data.transforms import AugmentConfig
 from ndavid.errors import DataError
+from ndavid.evaluation import motion, retrieval
 from ndavid.evaluation.finetune import FinetuneConfig
 from ndavid.evaluation.finetune import run as run_finetune
 from ndavid.evaluation.knn import KnnConfig, run
@@ -92,6 +93,40 @@ def test_everything_stands_before_the_numbers(prepared: Path, tmp_path: Path, ca
     # Red and green are left: one in two, not one in three.
     assert result.chances == {"top1_k1": 0.5} and result.chance == 0.5
     assert any("no digest of 16 of 16 videos" in note for note in result.protocol.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "tested"),
+    [
+        ("class", "never guessed right", "no part of accuracy or chance"),
+        ("neighbours", "never found", "never asked for"),
+        ("motion", "not trained on", "not tested"),
+    ],
+)
+def test_a_missing_class_means_what_the_task_asks(
+    asked: str, trained: str, tested: str, prepared: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(prepared)
+    # Blue is never tested, red never trained on.
+    records = [
+        record
+        for record in manifest.records
+        if (manifest.classes[record.label], record.splits[0])
+        not in {("Blue", "test"), ("Red", "train")}
+    ]
+    Manifest(prepared, manifest.classes, tuple(records)).write(prepared)
+    values = {"manifest": str(prepared), "output": str(tmp_path / "out"), "model": MODEL}
+    values |= {"views": dataclasses.replace(VIEWS, num_frames=8, frame_stride=1)}
+    if asked == "motion":
+        result = motion.run(motion.MotionConfig(**values))
+    elif asked == "neighbours":
+        result = retrieval.run(retrieval.RetrievalConfig(ks=[1], **values))
+    else:
+        result = run(KnnConfig(ks=[1], **values))
+    assert [warning for warning in result.protocol.warnings if "classes" in warning] == [
+        f"1 of 3 classes have no training videos, and are {trained}: Red.",
+        f"1 of 3 classes have no test videos, and are {tested}: Blue.",
+    ]
 
 
 def test_a_sound_set_warns_of_nothing(prepared: Path, tmp_path: Path, capsys) -> None:
