@@ -99,7 +99,7 @@ def main() -> None:
             on_save=page.refresh,
             lock=lock,
         )
-        result = accuracy.result(method, trained, config.data, config.run)
+        result = accuracy.result(method, trained, train.labels, config.data, config.run)
         write_outputs(result, config, trained.output)
 
 

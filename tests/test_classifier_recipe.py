@@ -12,7 +12,9 @@ from test_recipes import assert_one_clear_line, call
 from ndavid.data.image_archive import write_archive
 from ndavid.data.image_packing import pack
 from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.engine.rng import derive_seed
 from ndavid.evaluation.generation_features import classifier_space
+from ndavid.evaluation.image_task import split_off
 from ndavid.evaluation.protocol import load_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +67,28 @@ def test_a_run_leaves_a_feature_space_and_its_accuracy(
     space = classifier_space(str(output), 32)
     assert space.sha256 == result.tested["sha256"] and space.dim == 64
     assert "% top-1 on held-out training images" in space.about
+
+
+def test_what_was_not_trained_on_stands_before_the_accuracy(tmp_path: Path) -> None:
+    # The single image of c is held out; one of a cannot be read.
+    tree = write_tree(tmp_path / "photos" / "train", {"a": 12, "b": 12, "c": 1}, size=(32, 32))
+    source = open_images(ImageDataConfig(source="folder", root=str(tree.parent)))
+    train, _ = split_off(source, 0.25, derive_seed(0, "holdout"))
+    (tree / "a" / Path(train.name(0)).name).write_bytes(b"no image")
+    output = tmp_path / "run"
+    words = [*SHORT, "--data.source=folder", f"--data.root={tree.parent}"]
+    words += [f"--run.output={output}", "--run.max_bad_fraction=0.2"]
+    outcome = call(RECIPE, *words)
+    assert outcome.returncode == 0, outcome.stderr
+    expected = [
+        "1 training images could not be read; others stood in for them.",
+        "1 of 3 classes have no training images, and are never guessed right: c.",
+    ]
+    assert load_result(output / "result.json").protocol.warnings == expected
+    lines = outcome.stdout.splitlines()
+    first = lines.index(f"warning: {expected[0]}")
+    assert lines[first + 1] == f"warning: {expected[1]}"
+    assert lines[first + 2].startswith("top1 ")
 
 
 def test_sizes_that_differ_are_refused_in_one_line(tree: Path, tmp_path: Path) -> None:

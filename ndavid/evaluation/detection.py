@@ -21,6 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 
 from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
@@ -37,6 +38,7 @@ from ndavid.engine.rng import generator, seeded
 from ndavid.engine.runner import RunConfig, RunResult, fit
 from ndavid.errors import ConfigError
 from ndavid.evaluation.agreement import together
+from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training
 from ndavid.evaluation.detection_ap import (
     ImageResult,
     MatchedDetections,
@@ -146,7 +148,7 @@ def run(config: DetectionConfig) -> Result:
     result = Result(
         task="detection",
         metrics=metrics,
-        protocol=_protocol(config, train, test, loaded, selection),
+        protocol=_protocol(config, train, test, loaded, trained, selection),
         network=loaded.encoder.name,
         checkpoint=loaded.source,
         tested={"path": str(weights), "sha256": file_digest(weights)},
@@ -325,16 +327,17 @@ def _protocol(
     train: DetectionSet,
     test: DetectionSet,
     loaded: Backbone,
+    trained: RunResult,
     selection: str,
 ) -> Protocol:
-    notes = [*loaded.notes, *(f"{note}." for note in (*train.notes, *test.notes))]
+    notes = list(loaded.notes)
     if config.data.format == "voc":
         notes += [
             "AP, AP50 and AP75 are COCO's (101 recalls). Tables of transfer papers on VOC 2007 "
             "hold the VOC 2007 metric (11 recalls), here AP_voc07, AP50_voc07 and AP75_voc07.",
             "Objects marked difficult count neither as found nor as missed.",
         ]
-    return Protocol(
+    protocol = Protocol(
         dataset=Path(config.data.root).name,
         split=test.name,
         folds=[],
@@ -345,3 +348,13 @@ def _protocol(
         selection=selection,
         notes=notes,
     )
+    # Objects that are trained on, and those that a detector has to find.
+    learnt = torch.cat([image.labels for image in train.images])
+    sought = torch.cat([image.labels[image.counted] for image in test.images])
+    protocol.warn(
+        *skipped_in_training(trained.bad_clips, "images"),
+        *absent_classes(train.classes, learnt, "training", "boxes", "boxes"),
+        *absent_classes(test.classes, sought, "test", "boxes", "boxes"),
+        *(f"{note}." for note in (*train.notes, *test.notes)),
+    )
+    return protocol

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.collectives import world_size
@@ -21,7 +22,7 @@ from ndavid.evaluation.classify import (
     classify,
     top_outcomes,
 )
-from ndavid.evaluation.data_warnings import absent_classes, unreadable
+from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training, unreadable
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
 from ndavid.evaluation.protocol import Result, file_digest
 from ndavid.methods.classification import ClassificationMethod
@@ -53,19 +54,31 @@ class HeldOutAccuracy:
         self,
         method: ClassificationMethod,
         trained: RunResult,
+        trained_on: Tensor,
         data: ImageDataConfig,
         run: RunConfig,
     ) -> Result:
-        """Returns the accuracy of the last step's weights, and the digest of their file."""
+        """Returns the accuracy of the last step's weights, and the digest of their file.
+
+        Args:
+            method: What was trained.
+            trained: How the training ended.
+            trained_on: (N,) labels of the images that it was trained on.
+            data: The whole set.
+            run: The training's settings.
+        """
         device = next(method.parameters()).device
         predictions = self._predict(method, device)
         protocol = describe_images(self.views, data, self.source, split=data.split)
         protocol.num_images = len(predictions.labels)
         protocol.num_bad = len(predictions.bad)
         protocol.averaging = "one view an image"
-        protocol.warn(*unreadable(predictions.bad, "held-out", "images"))
+        classes = self.source.classes
         protocol.warn(
-            *absent_classes(self.source.classes, predictions.labels, "held-out", "images")
+            *unreadable(predictions.bad, "held-out", "images"),
+            *skipped_in_training(trained.bad_clips, "images"),
+            *absent_classes(classes, predictions.labels, "held-out", "images"),
+            *absent_classes(classes, trained_on, "training", "images"),
         )
         protocol.selection = f"last step ({trained.steps})"
         protocol.notes += [

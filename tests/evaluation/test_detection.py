@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -191,15 +192,36 @@ def test_a_killed_training_goes_on_to_the_bit(shapes: Path, tmp_path: Path) -> N
     assert results[0].metrics == results[1].metrics
 
 
-def test_a_training_image_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+def test_what_was_not_trained_on_or_sought_stands_before_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write_shapes(tmp_path / "shapes", num_images=32, size=48)
-    name = read_voc(root, "trainval").images[2].path
-    (root / name).write_bytes(b"no image")
+    parts = [read_voc(root, part) for part in ("trainval", "test")]
+    (root / parts[0].images[2].path).write_bytes(b"no image")
+    # One class is only trained on, another only sought.
+    learnt, sought = parts[0].classes[:2]
+    for part, name in zip(parts, (sought, learnt), strict=True):
+        for image in part.images:
+            path = root / "Annotations" / f"{Path(image.path).stem}.xml"
+            tree = ElementTree.parse(path)
+            for thing in tree.getroot().findall("object"):
+                if thing.findtext("name") == name:
+                    tree.getroot().remove(thing)
+            tree.write(path)
     allowed = RunConfig(
         batch_size=4, device="cpu", num_workers=0, log_every=1, max_bad_fraction=0.1
     )
     result = run(config(root, tmp_path / "out", run=allowed))
     assert result.details["training"]["bad_images"] == 1
+    assert result.protocol.warnings == [
+        "1 training images could not be read; others stood in for them.",
+        f"1 of 4 classes have no training boxes, and are never found: {sought}.",
+        f"1 of 4 classes have no test boxes, and are no part of AP: {learnt}.",
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    first = [f"warning: {warning}" for warning in result.protocol.warnings]
+    place = lines.index(first[0])
+    assert lines[place : place + 3] == first and lines[place + 3].startswith("AP ")
     with pytest.raises(TrainingError, match="max_bad_fraction"):
         run(config(root, tmp_path / "strict"))
 
@@ -354,8 +376,10 @@ def test_coco_has_no_voc_numbers(shapes: Path, tmp_path: Path) -> None:
         write_as_coco(tmp_path, part, shapes, members)
     data = DetectionDataConfig(format="coco", root=str(tmp_path), train=["train"], test=["val"])
     result = run(config(shapes, tmp_path / "out", data=data))
-    assert list(result.metrics) == ["AP", "AP50", "AP75"] and result.protocol.notes == [
-        "The encoder's weights are random."
+    assert list(result.metrics) == ["AP", "AP50", "AP75"]
+    assert result.protocol.notes == [
+        "The encoder's weights are random.",
+        "2 of 4 classes have no test boxes, and are no part of AP: shape 2, shape 3.",
     ]
     assert result.details["boxes_not_counted"] == 4
 
