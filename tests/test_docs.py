@@ -176,6 +176,18 @@ def test_the_code_of_a_page_runs(page: str, prepared: Path, tmp_path: Path) -> N
     assert follow(page, prepared, tmp_path, run=False) == []
 
 
+def test_your_own_op_is_drawn_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    with registered_ops():
+        for block in doc_pages.blocks("docs/own_ops.md"):
+            if "recipes/" not in block.text:  # which needs a checkout
+                exec(compile(block.text, "own_ops", "exec", dont_inherit=True), names)
+    assert (tmp_path / "runs" / "freeze.png").stat().st_size > 0
+
+
 def test_your_own_videos_from_files_to_numbers(prepared: Path, tmp_path: Path) -> None:
     done = follow("docs/own_videos.md", prepared, tmp_path, run=True)
     elsewhere = {"datasets/shard.py clips", "datasets/shard.py check", "eval/motion.py"}
