@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
+from ndavid.data.names import fault_of_name
 from ndavid.errors import ConfigError, DataError
 
 names = st.text(
@@ -68,12 +69,40 @@ def test_older_manifests_lack_some_columns(tmp_path) -> None:
 
 
 @given(path=names, group=st.one_of(st.just(""), names), class_name=names)
+@example(path="a\\b", group="", class_name="\\")
 def test_odd_names_survive(tmp_path_factory, path, group, class_name) -> None:
+    assume(fault_of_name(path) is None)
     folder = tmp_path_factory.mktemp("odd")
     record = ClipRecord(path, 0, group, 7, 29.97, 4, 2, ("val",))
     manifest = Manifest(folder, (class_name,), (record,))
     manifest.write(folder)
     assert read_manifest(folder) == manifest
+
+
+unsafe = st.one_of(
+    st.builds("{}{}".format, st.sampled_from(["/", "\\", "../", "..\\", "a/../", "C:/"]), names),
+    names,
+).filter(fault_of_name)
+
+
+@given(path=unsafe)
+@example(path="\\")
+@example(path="..")
+def test_what_is_no_safe_name_is_neither_written_nor_read(tmp_path_factory, path) -> None:
+    folder = tmp_path_factory.mktemp("unsafe")
+    record = ClipRecord("safe.mp4", 0, "", 7, 29.97, 4, 2, ("val",))
+    manifest = Manifest(folder, ("a",), (record,))
+    with pytest.raises(DataError) as caught:
+        replace(manifest, records=(replace(record, path=path),)).write(folder)
+    assert fault_of_name(path) in str(caught.value)
+    # So a file that holds it was written by somebody else.
+    file = manifest.write(folder)
+    rows = file.read_text(encoding="utf-8").split("safe.mp4")
+    assert len(rows) == 2
+    quoted = '"' + path.replace('"', '""') + '"'
+    file.write_text(quoted.join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match="row 2: "):
+        read_manifest(folder)
 
 
 def test_videos_may_lie_elsewhere(tmp_path) -> None:
