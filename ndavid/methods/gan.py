@@ -147,13 +147,11 @@ class GanMethod(nn.Module):
             return None
         real = self._positive(self.pixels(batch["image"]), generator)
         nda_generator = branch(generator)
-        params = self.operation.flag(real, self.operation.sample(real.shape, nda_generator))
-        broken = self.operation.apply(real, params)
-        changed = self.operation.changed_mask(params, real.shape).flatten(1).any(dim=1)
-        shown = [self._augmented(stream, generator) for stream in (real, broken)]
+        made = self.operation.broken(real, generator=nda_generator)
+        shown = [self._augmented(stream, generator) for stream in (real, made.pixels)]
         before, after = (as_pixels(stream, self.pixels) for stream in shown)
         note = "real images and broken ones, as the discriminator sees them"
-        return BrokenSamples(before, after, changed, note)
+        return BrokenSamples(before, after, made.changed, note)
 
     # What a step needs
 

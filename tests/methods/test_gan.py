@@ -455,3 +455,17 @@ def test_a_gpu_gives_the_losses_and_gradients_of_the_cpu() -> None:
     for name, exact in gradients(on_cpu.gan.generator).items():
         error = (gradients(on_gpu.gan.generator)[name].cpu() - exact).norm()
         assert error < 0.02 * exact.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("spec", ["jigsaw", "jigsaw:derangement=true | stitch"])
+def test_images_that_did_not_change_are_not_shown_as_used(spec: str) -> None:
+    """Plain images, which a jigsaw leaves as they were; of two, each may be the other's partner."""
+    (batch,) = batches(1, size=8)
+    batch["image"][2:5] = 90
+    method = make({"spec": spec})
+    for seed in range(5):
+        found = method.broken_samples(batch, generator=seeded(seed))
+        assert found is not None
+        same = (found.before == found.after).flatten(1).all(1)
+        assert found.used.tolist() == (~same).tolist()
+        assert "stitch" in spec or found.used.tolist() == [True] * 2 + [False] * 3 + [True] * 3
