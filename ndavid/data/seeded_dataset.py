@@ -52,8 +52,11 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
     def _label(self, index: int) -> int: ...
 
     @abc.abstractmethod
-    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
-        """Reads one sample; everything random comes from the generator. Raises DataError."""
+    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor | dict[str, Tensor]:
+        """Reads one sample; everything random comes from the generator. Raises DataError.
+
+        The pixels alone, or what else a batch shall have of them, too, by key.
+        """
 
     def _take_damage(self) -> list[tuple[str, str]]:
         """(path, what is damaged) of what was read since the last call and used all the same."""
@@ -71,14 +74,15 @@ class SeededDataset(Dataset[dict[str, Any]], abc.ABC):
             # Each stand-in draws what it would have drawn itself.
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             try:
-                pixels = self._pixels(current, generator)
+                found = self._pixels(current, generator)
             except DataError as error:
                 if self.on_error == "raise":
                     raise
                 bad.append((error.path, error.reason))
             else:
                 label = self._label(current)
-                sample = {self.pixel_key: pixels, "label": label, "index": current, "bad": bad}
+                pixels = found if isinstance(found, dict) else {self.pixel_key: found}
+                sample = pixels | {"label": label, "index": current, "bad": bad}
                 damage = self._take_damage()
                 return sample | {"damaged": damage} if damage else sample
         path, reason = bad[0]

@@ -8,19 +8,27 @@ same to whole batches on the device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
-from ndavid.data.augment_config import AugmentConfig, resolve
-from ndavid.data.augment_draws import Boxes, draw
+from ndavid.data.augment_config import AugmentConfig, resolve, value
+from ndavid.data.augment_draws import Boxes, Draws, draw
 from ndavid.data.colour import jitter_colours
+from ndavid.data.content import ClipContent, content_of
 from ndavid.data.resampling import blurred
 from ndavid.errors import ConfigError
 
-__all__ = ["AugmentConfig", "ClipTransform", "eval_transform", "resolve", "train_transform"]
+__all__ = [
+    "AugmentConfig",
+    "ClipTransform",
+    "TellsContent",
+    "eval_transform",
+    "resolve",
+    "train_transform",
+]
 
 
 class ClipTransform(Protocol):
@@ -29,6 +37,18 @@ class ClipTransform(Protocol):
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """uint8 (T, C, H, W) -> uint8 (T, C, size, size); centred and unchanged in colour
         without a generator.
+        """
+
+
+@runtime_checkable
+class TellsContent(Protocol):
+    """A clip transform that also tells what frames show, where their colours hide it."""
+
+    def with_content(
+        self, clip: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ClipContent | None]:
+        """What the transform makes of the clip, from the same draws, and its content; None where
+        equal frames come out equal, so that the pixels tell.
         """
 
 
@@ -53,13 +73,35 @@ class _TrainTransform:
         if generator is None:
             return _square_at(_short_side_to(clip, size), size, 0.5)
         draws = draw(self.config, (1, len(clip), *clip.shape[-2:]), generator)
-        clip = F.resize(_cut(clip, draws.boxes), [size, size], antialias=True)
+        return self._coloured(self._cropped(clip, draws), draws)
+
+    def with_content(
+        self, clip: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ClipContent | None]:
+        """As `TellsContent` has it."""
+        if generator is None or not self._hides_content():
+            return self(clip, generator), None
+        draws = draw(self.config, (1, len(clip), *clip.shape[-2:]), generator)
+        clip = self._cropped(clip, draws)
+        return self._coloured(clip, draws), content_of(_mirrored(clip, draws))
+
+    def _hides_content(self) -> bool:
+        """Whether two equal frames may come out different. A batch needs one answer: no draw's."""
+        coloured = value(self.config.gray) > 0 or value(self.config.jitter) > 0
+        return bool(self.config.per_frame_jitter) and coloured
+
+    def _cropped(self, clip: Tensor, draws: Draws) -> Tensor:
+        size = self.config.size
+        return F.resize(_cut(clip, draws.boxes), [size, size], antialias=True)
+
+    def _coloured(self, clip: Tensor, draws: Draws) -> Tensor:
+        """What happens after the crop, on a fraction of the pixels."""
         if draws.colours is not None:
             clip = jitter_colours(clip, draws.colours)
         if draws.sigma is not None:
             soft = blurred(clip.float().unsqueeze(0), draws.sigma, draws.blur_radius)
             clip = soft[0].add_(0.5).to(torch.uint8)
-        return F.horizontal_flip(clip) if draws.mirrored.item() else clip
+        return _mirrored(clip, draws)
 
 
 def eval_transform(size: int, crops: int = 1) -> _EvalTransform:
@@ -97,6 +139,10 @@ def _square_at(clip: Tensor, size: int, place: float) -> Tensor:
     height, width = clip.shape[-2:]
     top, left = round(place * (height - size)), round(place * (width - size))
     return clip[..., top : top + size, left : left + size]
+
+
+def _mirrored(clip: Tensor, draws: Draws) -> Tensor:
+    return F.horizontal_flip(clip) if draws.mirrored.item() else clip
 
 
 def _cut(clip: Tensor, boxes: Boxes) -> Tensor:

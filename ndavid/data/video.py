@@ -24,7 +24,7 @@ from ndavid.data.manifest import ClipRecord
 from ndavid.data.sampling import ClipSampler, uniform_views
 from ndavid.data.seeded_dataset import OnError, SeededDataset
 from ndavid.data.shard_store import ShardStore
-from ndavid.data.transforms import ClipTransform
+from ndavid.data.transforms import ClipTransform, TellsContent
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError, DecodeError
 from ndavid.ranges import AT_LEAST_1, check_ranges
@@ -32,6 +32,8 @@ from ndavid.ranges import AT_LEAST_1, check_ranges
 Damaged = Literal["report", "bad"]
 
 _PIXEL_KEYS = frozenset({"video", "image", "views"})
+# What else is stacked, where all samples of a batch have it.
+_SHARED_KEYS = ("same_as", "unchanged", "content", "uncoloured")
 
 
 @dataclass(kw_only=True)
@@ -175,7 +177,9 @@ class ClipDataset(_RecordedClips, SeededDataset):
 
     A key is `(index, seed)`, or an int for the centred, unaugmented clip. A sample also holds
     `label`, `index` (of the clip that was read) and `bad`, the `(path, reason)` of clips that could
-    not be read.
+    not be read. Where the transform hides what frames show (`TellsContent`: colours drawn for every
+    frame anew), a sample tells it: `content`, long (T, g, g), and `uncoloured`, uint8 (C, T, s, s),
+    as in `ClipContent`.
 
     Args:
         records: the clips, for instance `manifest.select("train")`.
@@ -210,19 +214,28 @@ class ClipDataset(_RecordedClips, SeededDataset):
         self.transform = transform
         self.on_error = on_error
 
-    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
+    def _pixels(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         num_frames = self.records[index].num_frames
         frames = self._read(index, self.sampler.sample(num_frames, generator))
         return self._clip(frames, generator)
 
-    def _clip(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.transform(frames, generator).transpose(0, 1).contiguous()
+    def _clip(self, frames: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The clip by `pixel_key`, and its content where the transform tells it."""
+        if not isinstance(self.transform, TellsContent):
+            return {self.pixel_key: _channels_first(self.transform(frames, generator))}
+        clip, found = self.transform.with_content(frames, generator)
+        sample = {self.pixel_key: _channels_first(clip)}
+        if found is not None:
+            sample["content"] = found.content
+            sample["uncoloured"] = _channels_first(found.uncoloured)
+        return sample
 
 
 class MultiViewClips(ClipDataset):
     """Several views of one video, each augmented by itself: `views`, uint8 (V, C, T, H, W).
 
-    The video is opened and decoded once. By an int key all views are the centred clip.
+    The video is opened and decoded once. By an int key all views are the centred clip. What is told
+    of a view's content (`ClipDataset`) has the views first, too.
 
     Args:
         num_views: how many.
@@ -260,13 +273,13 @@ class MultiViewClips(ClipDataset):
         self.num_views = num_views
         self.same_frames = same_frames
 
-    def _pixels(self, index: int, generator: torch.Generator | None) -> Tensor:
+    def _pixels(self, index: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         record = self.records[index]
         draws = 1 if self.same_frames else self.num_views
         starts = [self.sampler.sample(record.num_frames, generator) for _ in range(draws)]
         indices = torch.stack(starts).expand(self.num_views, -1)
-        views = self._read_views(index, indices)
-        return torch.stack([self._clip(frames, generator) for frames in views])
+        views = [self._clip(frames, generator) for frames in self._read_views(index, indices)]
+        return {key: torch.stack([view[key] for view in views]) for key in views[0]}
 
 
 class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
@@ -323,12 +336,18 @@ class ViewsDataset(_RecordedClips, Dataset[dict[str, Any]]):
         return views.transpose(1, 2).contiguous(), same_as
 
 
+def _channels_first(clip: Tensor) -> Tensor:
+    """(T, C, H, W) -> (C, T, H, W)."""
+    return clip.transpose(0, 1).contiguous()
+
+
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stacks samples: pixels uint8 (B, ...), `label` and `index` long (B,), `bad` one list.
 
     The pixels keep their name: `video`, `image` or `views`. Samples without any (skipped ones) only
     give their `bad`. Where all say which of their views are the same, so does the batch: `same_as`,
-    long (B, V), and which are broken copies that did not change: `unchanged`, bool (B, V).
+    long (B, V), and which are broken copies that did not change: `unchanged`, bool (B, V); and what
+    they show, where colours hide it: `content` and `uncoloured`, as in `ClipDataset`.
     `damaged`, one list as `bad`, is there if a sample has it.
     """
     whole = [sample for sample in samples if not _PIXEL_KEYS.isdisjoint(sample)]
@@ -341,7 +360,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["damaged"] = damaged
     for key in _PIXEL_KEYS & whole[0].keys() if whole else ():
         batch[key] = torch.stack([sample[key] for sample in whole])
-    for key in ("same_as", "unchanged"):
+    for key in _SHARED_KEYS:
         if whole and all(key in sample for sample in whole):
             batch[key] = torch.stack([sample[key] for sample in whole])
     return batch

@@ -11,6 +11,7 @@ make little else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ndavid.errors import ConfigError
 from ndavid.nda.base import NegativeAugmentation, Params, cropped_like
+from ndavid.nda.content import Content, at_pixels, cell_side
 
 Span = Literal["block", "clip"]
 
@@ -37,9 +39,12 @@ class BrokenBlocks(NamedTuple):
     blocks that barely move (``min_motion``) or came out as they went in."""
     differs: Tensor
     """bool (K * B, N, H, W): pixels that came out of some frame not as they went in. The operation
-    may have moved what looks the same everywhere: frames of a still background."""
+    may have moved what looks the same everywhere: frames of a still background. Cells that show
+    the same in other colours count as the same, if the blocks' content is known."""
     partner: Tensor
     """(K * B,) index of the sample that lent content, -1 where none did."""
+    cells: Tensor | None = None
+    """int64 (K * B, N, 1, T, g, g): what the broken blocks show, as in `Content`, if known."""
 
 
 def break_blocks(
@@ -49,14 +54,20 @@ def break_blocks(
     span: Span,
     draws: int,
     generator: torch.Generator | None,
+    content: Content | None = None,
 ) -> BrokenBlocks:
     """Applies ``operation`` to blocks (B, N, C, T, H, W), ``draws`` times independently.
 
     Each draw sees the batch as it is (rather than the batch repeated), so that a partner is never
     another copy of the sample itself. Raises what the operation raises on shapes it cannot take.
+
+    ``content`` is that of the blocks, with a dimension N as theirs: cells (B, N, 1, T, g, g),
+    uncoloured (B, N, C, T, h, w). It is needed where every frame has colours of its own.
     """
-    outputs = [_break_once(operation, blocks, span, generator) for _ in range(draws)]
-    return BrokenBlocks(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
+    outputs = [_break_once(operation, blocks, span, generator, content) for _ in range(draws)]
+    *parts, cells = zip(*outputs, strict=True)
+    shown = None if content is None else torch.cat(cells)
+    return BrokenBlocks._make([*map(torch.cat, parts), shown])
 
 
 def changed_cells(
@@ -82,13 +93,16 @@ def changed_cells(
     return enough & (F.adaptive_max_pool2d(differs.to(changed.dtype), grid) > 0)
 
 
-def without_repeats(broken: BrokenBlocks, blocks: Tensor) -> BrokenBlocks:
+def without_repeats(
+    broken: BrokenBlocks, blocks: Tensor, content: Content | None = None
+) -> BrokenBlocks:
     """Counts as changed only what differs from every block (B, N, C, T, H, W) of its own sample.
 
     For blocks that are encoded one by one and were broken with ``span="clip"``, which may put the
     cell of one block, all its frames, into the same cell of another. The pixels themselves are
-    compared, so that a clip that repeats itself (a loop, a still background) is found out too. A
-    pixel's share of changed frames is the least over all blocks.
+    compared, so that a clip that repeats itself (a loop, a still background) is found out too; and
+    what their cells show, given the ``content`` of the blocks, as `break_blocks` had it. A pixel's
+    share of changed frames is the least over all blocks.
     """
     frames, height, width = broken.blocks.shape[-3:]
     after = rearrange(broken.blocks, "(k b) n c t h w -> k b n c t h w", b=len(blocks))
@@ -96,6 +110,10 @@ def without_repeats(broken: BrokenBlocks, blocks: Tensor) -> BrokenBlocks:
     for shift in range(blocks.shape[1]):
         before = blocks.roll(shift, dims=1)[..., :frames, :height, :width]
         differs = (after != before).any(dim=3)
+        if content is not None and broken.cells is not None:
+            shown = rearrange(broken.cells, "(k b) n c t h w -> k b n c t h w", b=len(blocks))
+            unlike = shown != cropped_like(content.cells.roll(shift, dims=1), shown[0])
+            differs &= at_pixels(unlike.any(dim=3), cell_side(content, blocks.shape), differs)
         share = reduce(differs.float(), "k b n t h w -> (k b) n h w", "mean")
         changed = torch.minimum(changed, share)
     return broken._replace(changed=changed)
@@ -148,6 +166,7 @@ def _break_once(
     blocks: Tensor,
     span: Span,
     generator: torch.Generator | None,
+    content: Content | None,
 ) -> BrokenBlocks:
     """One draw for blocks (B, N, C, T, H, W)."""
     clips, num_blocks = rearrange(blocks, _JOIN[span]), blocks.shape[1]
@@ -161,26 +180,47 @@ def _break_once(
                 f"no longer {num_blocks} blocks: use span=block, or lengths that it divides"
             )
         broken = rearrange(broken, _SPLIT[span], n=num_blocks)
-        changed = _changed(operation, params, blocks, span)
+        changed = _changed(operation, params, blocks, span, content)
     differs = (broken != cropped_like(blocks, broken)).any(dim=2).any(dim=2)
+    cells = None
+    if content is not None:
+        side = cell_side(content, blocks.shape)
+        joined = rearrange(content.cells, _JOIN[span])
+        cells = operation.apply_to_content(joined, params, clips.shape, side)
+        cells = rearrange(cells, _SPLIT[span], n=num_blocks)
+        unlike = (cells != cropped_like(content.cells, cells)).any(dim=2).any(dim=2)
+        differs &= at_pixels(unlike, side, differs)
     changed = changed * differs.flatten(2).any(2)[..., None, None]
     partner = _partner(params, len(blocks)).to(blocks.device)
-    return BrokenBlocks(broken, changed, differs, partner)
+    return BrokenBlocks(broken, changed, differs, partner, cells)
 
 
-def _changed(operation: NegativeAugmentation, params: Params, blocks: Tensor, span: Span) -> Tensor:
+def _changed(
+    operation: NegativeAugmentation,
+    params: Params,
+    blocks: Tensor,
+    span: Span,
+    content: Content | None,
+) -> Tensor:
     """The share of changed frames (B, N, H, W) that the operation reports for one draw."""
     num_blocks = blocks.shape[1]
     # One draw acts in every block, but a still block may lie in a clip that moves: with span=block
     # each is flagged by its own motion.
-    units = blocks.unbind(1) if span == "block" else (rearrange(blocks, _JOIN[span]),)
+    units = _units(blocks, span)
+    # Motion is not that of colours.
+    seen = units if content is None else _units(content.uncoloured, span)
     masks = [
-        operation.changed_mask(operation.flag(unit, params), unit.shape).to(blocks.device)
-        for unit in units
+        operation.changed_mask(operation.flag(shown, params), unit.shape).to(blocks.device)
+        for unit, shown in zip(units, seen, strict=True)
     ]
     # Blocks follow one another in time either way.
     joined = torch.cat(masks, dim=1).float()
     return reduce(joined, "b (n t) h w -> b n h w", "mean", n=num_blocks)
+
+
+def _units(blocks: Tensor, span: Span) -> Sequence[Tensor]:
+    """Each block by itself, or all as one clip."""
+    return blocks.unbind(1) if span == "block" else (rearrange(blocks, _JOIN[span]),)
 
 
 def _partner(params: Params, batch: int) -> Tensor:

@@ -63,12 +63,15 @@ from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.batchnorm import without_stat_updates
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.normalize import Normalize
+from ndavid.nda.content import Content
 
 
 class DpcMethod(nn.Module):
     """DPC's objective on a batch of clips, with NDA negatives if ``nda.spec`` names an operation.
 
-    Call it with ``batch["video"]``, uint8 (B, C, num_blocks * block_len, H, W). Rows are not
+    Call it with ``batch["video"]``, uint8 (B, C, num_blocks * block_len, H, W), and, where every
+    frame has colours of its own, with the ``content`` and ``uncoloured`` that ``ClipDataset`` adds:
+    else the colours of a still's frames would pass for a change of their order. Rows are not
     normalised and the temperature is 1 by default, as in DPC; ``normalize=True`` compares unit
     vectors (then give a temperature, such as 0.1). ``chunk_rows`` above 0 scores so many rows at a
     time (`info_nce_in_chunks`): memory then grows with the batch and not with its square, at about
@@ -127,11 +130,7 @@ class DpcMethod(nn.Module):
         if self.operation is None:
             return None
         originals = self._blocks_to_break(self._blocks(batch["video"]))
-        broken = break_blocks(
-            self.operation, originals, span=self.nda.span, draws=1, generator=generator
-        )
-        if self.may_repeat_targets:
-            broken = without_repeats(broken, originals)
+        broken = self._break(originals, self._content_to_break(batch), 1, generator)
         before, after = (
             as_pixels(rearrange(blocks, "b n c t h w -> b c (n t) h w"), self.pixels)
             for blocks in (originals, broken.blocks)
@@ -154,7 +153,10 @@ class DpcMethod(nn.Module):
         """
         blocks = self._blocks(batch["video"])
         predictions, targets = self.dpc(blocks)
-        nda = self._negatives(blocks, predictions, targets, generator)
+        nda = None
+        if self.operation is not None:
+            content = self._content_to_break(batch)
+            nda = self._negatives(blocks, content, predictions, targets, generator)
         weight, pooled = self.nda.weight_at(step), self.nda.entry == "pooled"
         contrast = self._contrast_in_chunks if self.chunk_rows else self._contrast
         among_cells = None if nda is None or pooled else nda.dealt
@@ -247,22 +249,13 @@ class DpcMethod(nn.Module):
     def _negatives(
         self,
         blocks: Tensor,
+        content: Content | None,
         predictions: Tensor,
         targets: Tensor,
         generator: torch.Generator | None,
-    ) -> _Negatives | None:
-        if self.operation is None:
-            return None
+    ) -> _Negatives:
         originals = self._blocks_to_break(blocks)
-        broken = break_blocks(
-            self.operation,
-            originals,
-            span=self.nda.span,
-            draws=self.nda.per_sample,
-            generator=generator,
-        )
-        if self.may_repeat_targets:
-            broken = without_repeats(broken, originals)
+        broken = self._break(originals, content, self.nda.per_sample, generator)
         features = self._encode_broken(broken.blocks)
         used = self._used_cells(broken, features)
         # A broken past gives a false prediction, whose counterpart is the true target.
@@ -274,6 +267,34 @@ class DpcMethod(nn.Module):
         )
         same = ~broken.differs.flatten(start_dim=2).any(dim=2)
         return _Negatives(dealt, same.float().mean())
+
+    def _break(
+        self,
+        originals: Tensor,
+        content: Content | None,
+        draws: int,
+        generator: torch.Generator | None,
+    ) -> BrokenBlocks:
+        assert self.operation is not None
+        broken = break_blocks(
+            self.operation,
+            originals,
+            span=self.nda.span,
+            draws=draws,
+            generator=generator,
+            content=content,
+        )
+        return without_repeats(broken, originals, content) if self.may_repeat_targets else broken
+
+    def _content_to_break(self, batch: dict[str, Tensor]) -> Content | None:
+        """What the blocks that are broken show, if the data tell it."""
+        if "content" not in batch:
+            return None
+        cells = rearrange(
+            batch["content"], "b (n t) h w -> b n () t h w", n=self.dpc.config.num_blocks
+        )
+        uncoloured = self._blocks(batch["uncoloured"])
+        return Content(self._blocks_to_break(cells), self._blocks_to_break(uncoloured))
 
     def _blocks_to_break(self, blocks: Tensor) -> Tensor:
         context, future = self.dpc.split(blocks)

@@ -33,6 +33,7 @@ from ndavid.models.batchnorm import running_statistics, without_stat_updates
 from ndavid.models.heads import pool
 from ndavid.models.moco import MoCo, MocoConfig
 from ndavid.models.normalize import Normalize
+from ndavid.nda.content import Content
 
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 """Pixels (B, C, [T,] H, W) and a CPU generator -> one augmented view of each."""
@@ -46,6 +47,10 @@ class MocoMethod(nn.Module):
     Call it with ``batch["views"]``, uint8 or float in [0, 1], (B, V, C, H, W) or
     (B, V, C, T, H, W): the query's view, the key's, and with ``nda.view=fresh`` a third. Given
     ``augment``, it makes the views itself, of ``batch["image"]`` or ``batch["video"]``.
+
+    Where every frame of a clip has colours of its own, ``content`` and ``uncoloured``, which
+    ``MultiViewClips`` adds, tell what changed. An ``augment`` cannot tell: let it draw colours once
+    a clip.
 
     Args:
         moco: encoder, head and queue.
@@ -99,7 +104,7 @@ class MocoMethod(nn.Module):
         """The view that is broken and what it becomes, of `forward`'s first direction."""
         nda_generator = branch(generator)
         views = self._views(batch, generator, nda_generator)
-        broken = self._break(views, 0, 1, nda_generator)
+        broken = self._break(views, self._contents(batch), 0, 1, nda_generator)
         if broken.active is None:
             return None
         true = views[{"query": 0, "key": 1, "fresh": -1}[self.nda.view]]
@@ -124,7 +129,8 @@ class MocoMethod(nn.Module):
         nda_generator = branch(generator)
         views = self._views(batch, generator, nda_generator)
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
-        broken = [self._break(views, query, key, nda_generator) for query, key in directions]
+        contents = self._contents(batch)
+        broken = [self._break(views, contents, q, k, nda_generator) for q, k in directions]
         by_query = self.nda.encoder == "query"
 
         def keys(pixels: Tensor) -> Tensor:
@@ -168,15 +174,31 @@ class MocoMethod(nn.Module):
             raise ValueError(f"{len(views)} views a sample are given, {needed} are needed")
         return [self.pixels(view) for view in views[:needed]]
 
+    def _contents(self, batch: dict[str, Tensor]) -> list[Content] | None:
+        """What each view shows, if the data tell it."""
+        if self.operation is None or "views" not in batch or "content" not in batch:
+            return None
+        needed = self.nda.num_views
+        cells = batch["content"].unsqueeze(2).unbind(dim=1)[:needed]
+        uncoloured = batch["uncoloured"].unbind(dim=1)[:needed]
+        return [Content(c, self.pixels(u)) for c, u in zip(cells, uncoloured, strict=True)]
+
     def _break(
-        self, views: Sequence[Tensor], query: int, key: int, generator: torch.Generator | None
+        self,
+        views: Sequence[Tensor],
+        contents: Sequence[Content] | None,
+        query: int,
+        key: int,
+        generator: torch.Generator | None,
     ) -> _Broken:
         """Breaks the view that ``nda.view`` names, ``nda.per_sample`` times."""
         if self.operation is None:
             return _Broken((), None, None)
-        pixels = views[{"query": query, "key": key, "fresh": -1}[self.nda.view]]
+        place = {"query": query, "key": key, "fresh": -1}[self.nda.view]
+        content = contents[place] if contents else None
         draws = [
-            self.operation.broken(pixels, generator=generator) for _ in range(self.nda.per_sample)
+            self.operation.broken(views[place], generator=generator, content=content)
+            for _ in range(self.nda.per_sample)
         ]
         return _Broken(
             tuple(draw.pixels for draw in draws),

@@ -11,6 +11,7 @@ torch.Size([4, 3, 16, 32, 32])
 
 from ndavid.nda.base import Broken, NegativeAugmentation, Params, ShapeError
 from ndavid.nda.compose import OPS, Compose, OneOf, from_spec, to_spec
+from ndavid.nda.content import Content
 from ndavid.nda.mixing import CutMix, Mixup, Stitch, TemporalStitch
 from ndavid.nda.spatial import Cutout, Jigsaw, PatchResample
 from ndavid.nda.temporal import (
@@ -26,6 +27,7 @@ __all__ = [
     "OPS",
     "Broken",
     "Compose",
+    "Content",
     "CuboidJigsaw",
     "CutMix",
     "Cutout",

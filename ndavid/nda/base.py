@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ndavid.errors import ConfigError
+from ndavid.nda.content import Content, cell_side, crop_cells, overwritten
 
 Params = dict[str, Tensor]
 """What one call drew: named tensors on the CPU, each with the batch as its first dimension."""
@@ -40,7 +41,7 @@ class Broken(NamedTuple):
     params: Params
     """As drawn, flagged and compared: ``unchanged`` ``(B,)`` is among them."""
     changed: Tensor
-    """bool ``(B,)``: False where the output equals the input, or the op flagged the sample."""
+    """bool ``(B,)``: False where the output shows what the input shows, or the op flagged it."""
 
 
 class NegativeAugmentation(abc.ABC):
@@ -56,7 +57,8 @@ class NegativeAugmentation(abc.ABC):
     Every draw moves or replaces something, and still the content may come out as it went in: frames
     of a still in another order, equal patches that change place, a half of an equal partner. Only
     the data can tell. ``broken`` compares output and input and masks such samples, for every op and
-    every combination of ops alike.
+    every combination of ops alike. Pixels cannot tell it of clips whose frames have colours of
+    their own, drawn for each anew; there ``Content`` can.
     """
 
     name: ClassVar[str]
@@ -90,7 +92,8 @@ class NegativeAugmentation(abc.ABC):
 
         Most ops add nothing. Ops with ``min_motion`` add ``static`` ``(B,)``: samples that barely
         move, whose "negative" would be the positive. Nothing here waits for the device. What
-        did not change at all is found by `compare`.
+        did not change at all is found by `compare`. Of clips with ``content``, ``x`` is the
+        smaller, ``uncoloured`` form.
         """
         return to_device(params, x.device)
 
@@ -105,33 +108,83 @@ class NegativeAugmentation(abc.ABC):
                 )
         return self._apply(x, params)
 
-    def compare(self, x: Tensor, broken: Tensor, params: Params) -> Params:
+    def compare(
+        self, x: Tensor, broken: Tensor, params: Params, content: Content | None = None
+    ) -> Params:
         """Add ``unchanged`` ``(B,)``: samples of ``broken`` that equal those of ``x``, bit for bit.
 
         Args:
             x: what was broken.
             broken: ``apply(x, params)``.
             params: flagged, so that they lie on the device of ``x``.
+            content: what ``x`` shows, where its pixels hide it: samples whose pixels differ in
+                frames that show the same are unchanged, too.
 
         Returns:
             ``params`` and the flag, which ``changed_mask`` heeds. A crop is no change. Nothing here
             waits for the device.
         """
-        return {**params, "unchanged": ~differs(x, broken)}
+        changed = differs(x, broken)
+        if content is not None:
+            after = self.apply_to_content(
+                content.cells, params, x.shape, cell_side(content, x.shape)
+            )
+            changed = changed & differs(content.cells, after)
+        return {**params, "unchanged": ~changed}
+
+    def apply_to_content(
+        self, cells: Tensor, params: Params, shape: Sequence[int], side: int
+    ) -> Tensor:
+        """What clips show when they were broken: the ids of their cells, moved as the pixels are.
+
+        Exact for ops that move whole cells (``moved_patch``). Any other op is taken to show
+        something new in every cell that ``changed_mask`` touches: there the pixels decide alone.
+
+        Args:
+            cells: int64 ``(B, C, T, g, g)``, with any C, as `Content` has them.
+            params: as drawn for clips of ``shape``, flagged or not.
+            shape: of the clips.
+            side: pixels of a cell's side.
+
+        Returns:
+            int64 of the same shape, or without cells that the op crops away whole.
+        """
+        after = self.output_shape(shape)
+        cells = crop_cells(cells, after, side)
+        patch = self.moved_patch(shape)
+        if patch is not None and all(
+            part == whole or part % side == 0 for part, whole in zip(patch, after[-2:], strict=True)
+        ):
+            return self.apply(cells, params)
+        return overwritten(cells, self.changed_mask(params, shape), side)
+
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """Height and width of the patches that the op moves whole, to other places, frames or
+        samples, if that is all it does; None (the default) if it is not.
+        """
+        return None
 
     def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw, flag and apply in one go; the shape, dtype and device of ``x`` are kept."""
         return self.apply(x, self.flag(x, self.sample(x.shape, generator)))
 
-    def broken(self, x: Tensor, *, generator: torch.Generator | None = None) -> Broken:
+    def broken(
+        self,
+        x: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        content: Content | None = None,
+    ) -> Broken:
         """The same as a call, and which samples are negatives: draw, flag, apply and compare.
 
         A loss must leave out the samples that are not ``changed``: their "negative" is the positive
-        itself.
+        itself. Clips whose colours were drawn for every frame anew need their ``content``, or the
+        colours alone pass for change and for motion.
         """
-        params = self.flag(x, self.sample(x.shape, generator))
+        drawn = self.sample(x.shape, generator)
+        params = self.flag(x if content is None else content.uncoloured, drawn)
         pixels = self.apply(x, params)
-        params = self.compare(x, pixels, params)
+        params = self.compare(x, pixels, params, content)
         # Not the comparison alone: an op's own flags belong to its parts, where it has some.
         changed = self.changed_mask(params, x.shape).flatten(1).any(1)
         return Broken(pixels, params, changed.to(x.device))

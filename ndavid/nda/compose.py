@@ -103,6 +103,15 @@ class OneOf(_Combination):
         results = [op.apply(x, _unpack(i, params)) for i, op in enumerate(self.ops)]
         return self._chosen(results, params["choice"])
 
+    def apply_to_content(
+        self, cells: Tensor, params: Params, shape: Sequence[int], side: int
+    ) -> Tensor:
+        results = [
+            op.apply_to_content(cells, _unpack(i, params), shape, side)
+            for i, op in enumerate(self.ops)
+        ]
+        return self._chosen(results, params["choice"])
+
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         masks = [op.changed_mask(_unpack(i, params), shape) for i, op in enumerate(self.ops)]
         return self._chosen(masks, params["choice"])
@@ -163,6 +172,14 @@ class Compose(_Combination):
         for i, op in enumerate(self.ops):
             x = op.apply(x, _unpack(i, params))
         return x
+
+    def apply_to_content(
+        self, cells: Tensor, params: Params, shape: Sequence[int], side: int
+    ) -> Tensor:
+        for i, op in enumerate(self.ops):
+            cells = op.apply_to_content(cells, _unpack(i, params), shape, side)
+            shape = op.output_shape(shape)
+        return cells
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         final = self.output_shape(shape)

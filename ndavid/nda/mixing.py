@@ -38,6 +38,14 @@ class _Mixing(NegativeAugmentation):
     needs_partner: ClassVar[bool] = True
     acts_on: ClassVar[frozenset[str]] = frozenset({"sample"})
 
+    def apply_to_content(
+        self, cells: Tensor, params: Params, shape: Sequence[int], side: int
+    ) -> Tensor:
+        """A cell shows nothing new where the partner shows the same, which all lend in place."""
+        partner = params["partner"].to(cells.device)
+        after = super().apply_to_content(cells, params, shape, side)
+        return torch.where(cells.index_select(0, partner) == cells, cells, after)
+
     def _partners(self, batch: int, generator: torch.Generator, legacy: bool) -> Tensor:
         if legacy:
             return permutation.non_identity(1, batch, generator)[0]
@@ -87,6 +95,9 @@ class Stitch(_Mixing):
         shift = (partner - torch.arange(batch, device=x.device)) * (frames * 4)
         source = torch.addcmul(own, _quarters(axis), shift.view(-1, 1, 1))
         return move_cells(x, source, CellGrid(frames, 2, 2))
+
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int]:
+        return shape[-2] // 2, shape[-1] // 2
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         axis = params["axis"]
@@ -232,6 +243,9 @@ class TemporalStitch(_Mixing):
         sample = torch.arange(batch, device=x.device).view(-1, 1)
         sample = torch.where(frame < frames // 2, sample, params["partner"].view(-1, 1))
         return move_cells(x, sample * frames + frame, CellGrid(frames, 1, 1))
+
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int]:
+        return shape[-2], shape[-1]
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         replaced = torch.arange(shape[2], device=params["partner"].device) >= shape[2] // 2

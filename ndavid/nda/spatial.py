@@ -96,6 +96,10 @@ class Jigsaw(NegativeAugmentation):
         x = crop_to(x, self.output_shape(x.shape))
         return move_cells(x, source, self._cells(draws // x.shape[0]))
 
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int]:
+        rows, cols = pair(self.grid)
+        return shape[-2] // rows, shape[-1] // cols
+
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         order = params["permutation"]
         moved = order != torch.arange(order.shape[-1], device=order.device)

@@ -8,7 +8,8 @@ ACM MM 2020). CuboidJigsaw cuts along space and time at once.
 
 Identical frames are the limit of every one of them: a shuffled still is a still, and a clip that
 repeats itself may be put into the very order that it had. ``broken`` finds such samples by
-comparing; ``min_motion`` finds those, too, that move a little.
+comparing; ``min_motion`` finds those, too, that move a little. Where every frame has colours of its
+own, both go by what the clips show (``ndavid.nda.content``).
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ class _FrameOrder(NegativeAugmentation):
         x = crop_to(x, (*x.shape[:2], frames, *x.shape[3:]))
         home = torch.arange(0, batch * frames, frames, device=x.device).view(-1, 1)
         return move_cells(x, source + home, CellGrid(frames, 1, 1))
+
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int]:
+        return shape[-2], shape[-1]
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         source = params["source"]
@@ -243,6 +247,9 @@ class CuboidJigsaw(NegativeAugmentation):
         home = torch.arange(0, order.numel(), order.shape[1], device=order.device).view(-1, 1)
         x = crop_to(x, self.output_shape(x.shape))
         return move_cells(x, order + home, self._cells)
+
+    def moved_patch(self, shape: Sequence[int]) -> tuple[int, int]:
+        return shape[-2] // self._cells.rows, shape[-1] // self._cells.cols
 
     def changed_mask(self, params: Params, shape: Sequence[int]) -> Tensor:
         order = params["permutation"]

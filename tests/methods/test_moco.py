@@ -93,8 +93,8 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.operation, name)
 
-    def broken(self, x: Tensor, *, generator: torch.Generator | None) -> Broken:
-        made = self.operation.broken(x, generator=generator)
+    def broken(self, x: Tensor, **options: Any) -> Broken:
+        made = self.operation.broken(x, **options)
         self.made.append(made.pixels)
         return made
 
