@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from scripts import load as load_script
 from ndavid import nda
 from ndavid.config import from_yaml
 from ndavid.errors import ConfigError
+from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.study.config import StudyConfig
 from ndavid.study.plan import Step, cells, preparations
 
@@ -124,6 +126,23 @@ def test_a_spec_alone_turns_on_negatives_that_teach(path: Path) -> None:
     )
     loud, published = ("key", "query", "shared", "own", 16.0), ("key", "key", "own", "own", 1.0)
     assert found == (loud if config.data.video.manifest else published)
+
+
+def test_the_page_on_negatives_has_the_defaults_of_images_and_of_clips() -> None:
+    text = " ".join((ROOT / "docs" / "concepts.md").read_text().split())
+    said = re.findall(r"set it to (\d+) \(`nda\.encoder: (\w+)`, `nda\.norm: (\w+)`\)", text)
+    configs = [training_config(path) for path in RECIPES if path.parent.name == "moco"]
+    images, clips = (
+        {
+            (f"{c.nda.weight:g}", c.nda.encoder, c.nda.norm)
+            for c in configs
+            if bool(c.data.video.manifest) == video
+        }
+        for video in (False, True)
+    )
+    ours = MocoNdaConfig()
+    assert clips == {(f"{ours.weight:g}", ours.encoder, ours.norm)}
+    assert said == [*images, *clips]
 
 
 @pytest.mark.parametrize("path", EVAL, ids=lambda p: p.stem)

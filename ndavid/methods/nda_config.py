@@ -107,9 +107,10 @@ MOCO_DEFAULTS_SINCE = 1
 class MocoNdaConfig(NegativesConfig):
     """What MoCo breaks, and who encodes it.
 
-    The defaults are the setting that taught clips their order (docs/results.md): the key's view,
-    broken, through the query encoder, beside true samples, 16 times as loud. The published form is
-    ``encoder=key, norm=own, weight=1``, which the configs of images say.
+    The defaults are the one setting of a trial on clips in which the positive clearly came to
+    outrank its broken copy (docs/results.md): the key's view, broken, through the query encoder,
+    beside true samples, 16 times as loud. The published form is ``encoder=key, norm=own,
+    weight=1``, which the configs of images say: nothing louder was measured on photographs here.
     """
 
     view: Literal["query", "key", "fresh"] = "key"
