@@ -130,7 +130,7 @@ def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_p
     common = [*CLIPS, f"--data.video.manifest={clips}", f"--run.output={output}"]
     old = ["--nda.encoder=key", "--nda.norm=own", "--nda.weight=1.0"]
     assert (
-        call(RECIPE, *common, *old, "--run.max_steps=2", "--optim.schedule=constant").returncode
+        call(RECIPE, *common, *old, "--run.max_steps=1", "--optim.schedule=constant").returncode
         == 0
     )
     begun = (output / "config.yaml").read_text()
@@ -140,18 +140,16 @@ def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_p
     told.write_text(json.dumps(values))  # as one that is older than the change of defaults
     typed = call(RECIPE, *common, "--nda.weight=16.0", "--optim.schedule=constant")
     assert typed.returncode == 2 and "nda.weight was 1.0, is 16.0" in typed.stderr
-    again = call(RECIPE, *common, "--run.max_steps=4", "--optim.schedule=constant")
+    again = call(RECIPE, *common, "--run.max_steps=2", "--optim.schedule=constant")
     assert again.returncode == 0, again.stderr
     assert "goes on with nda.encoder=key, nda.norm=own, nda.weight=1.0 as begun" in again.stdout
-    assert [r["step"] for r in processes.records(output) if "loss" in r] == [1, 2, 3, 4]
+    assert [r["step"] for r in processes.records(output) if "loss" in r] == [1, 2]
     kept = {
         line for line in begun.splitlines() if line.startswith(("  encoder", "  norm", "  weight:"))
     }
     assert kept <= set((output / "config.yaml").read_text().splitlines())
-    # It stays a run of then: the same command goes on from there as well.
+    # It stays a run of then, for the next start as well.
     assert environment.defaults_of(output) == 0
-    more = call(RECIPE, *common, "--run.max_steps=5", "--optim.schedule=constant")
-    assert more.returncode == 0, more.stderr
     other = call(
         RECIPE, *common, "--run.max_steps=6", "--nda.weight=4.0", "--optim.schedule=constant"
     )

@@ -54,6 +54,7 @@ def test_one_gpu_sends_nothing() -> None:
     assert growth.exchange_of(job(), 1, **LINKS).seconds == 0
 
 
+@pytest.mark.slow
 def test_bytes_are_those_that_the_methods_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, list[Tensor]] = {"dpc": [], "moco": []}
 

@@ -48,6 +48,7 @@ def test_chunks_take_less_than_the_square_of_scores() -> None:
     assert whole["bytes"] - chunked["bytes"] > saved
 
 
+@pytest.mark.slow
 def test_a_series_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match="no encoder called"):
         measure(Series("activations", False, "resnet2d3d19"), [2], "cpu")

@@ -37,6 +37,7 @@ def run_script(name: str, output: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_operations(tmp_path: Path) -> None:
     report = run_script("nda_ops", tmp_path / "ops.json", "--rounds", "2", "--threads", "1")
     names = {row["op"] for row in report["rows"]}

@@ -93,6 +93,12 @@ def test_the_room_is_estimated_only_where_it_is_scarce(monkeypatch: pytest.Monke
     check_room(forbidden, batch_size=8, num_workers=4, ranks=1)
 
 
+@pytest.fixture(autouse=True)
+def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch waits this long for a process to end by itself, which one that hangs never does."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+
+
 @pytest.fixture
 def hanging(toy: ModuleType) -> Callable[[Any], Any]:
     """A dataset of a config that hangs on one clip, in a data loading process."""

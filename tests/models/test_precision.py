@@ -406,7 +406,11 @@ import os; os._exit(0)
 """
 
 
-@pytest.mark.parametrize("script", [UNGUARDED, UNGUARDED_LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "script",
+    [UNGUARDED, pytest.param(UNGUARDED_LARGE, marks=pytest.mark.slow)],
+    ids=["small", "large"],
+)
 def test_without_the_guard_these_tests_would_fail(script: str) -> None:
     here = str(Path(__file__).parent)
     run = subprocess.run(
