@@ -34,7 +34,7 @@ SUFFIXES = (".zip", ".rar", *TAR_SUFFIXES)
 MAX_UNPACKED = 20 * 10**9
 
 # What reading a damaged archive raises; zipfile has RuntimeError for a password that it lacks, and
-# NotImplementedError, one of its kind, for a method that it does not know.
+# NotImplementedError, one of its kind, for a method that it lacks.
 _ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, ValueError),
     *(zlib.error, LZMAError, OverflowError, LookupError, struct.error),

@@ -57,14 +57,9 @@ class OptimConfig:
     """factor on lr for the encoder's parameters, for recipes that pass it in their groups"""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr must be above 0, not {self.lr}")
-        _require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
         _require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative")
         _require(self.accumulate_steps >= 1, "optim.accumulate_steps must be at least 1")
-        _require(self.encoder_lr_scale >= 0, "optim.encoder_lr_scale must not be negative")
         _require(len(self.betas) == 2, f"optim.betas needs two numbers, not {self.betas}")
-        clip = self.clip_grad_norm
-        _require(clip is None or clip > 0, "optim.clip_grad_norm must be above 0")
         cosine_steps = self.schedule == "cosine" and bool(self.milestones)
         _require(not cosine_steps, "optim.milestones belong to schedule: constant")
         check_ranges(
