@@ -93,11 +93,17 @@ class Manifest:
         return tuple(record for record in self.records if record.splits[fold - 1] == split)
 
     def holdout(
-        self, fraction: float, seed: int, fold: int = 1
+        self, fraction: float, seed: int, fold: int = 1, *, otherwise: str = ""
     ) -> tuple[tuple[ClipRecord, ...], tuple[ClipRecord, ...]]:
         """Parts the train split into (train, validation) by whole groups; never touches test.
 
         Every class gives about `fraction` of its clips, at least one group and never its last one.
+
+        Args:
+            fraction: Between 0 and 1.
+            seed: Draws the groups.
+            fold: Counted from 1.
+            otherwise: What a user can do who has no second group: the end of that error.
 
         Raises:
             ConfigError: the fraction is not inside (0, 1).
@@ -113,7 +119,8 @@ class Manifest:
                 raise DataError(
                     self.root,
                     f"class {self._class_name(label)} has one train group in fold {fold}: "
-                    "holding it out would remove the class from training",
+                    "holding it out would remove the class from training; add videos of another "
+                    f"group (source), {otherwise}".removesuffix(", "),
                 )
             held |= {(label, name) for name in _draw_groups(groups, fraction, generator)}
         kept = tuple(r for r in train if (r.label, _group_key(r)) not in held)

@@ -185,7 +185,12 @@ class _Fold:
             return labelled(long_enough(train, span), manifest)
         if config.validation:
             seed = derive_seed(self.seed, "holdout")
-            train, self.validation = manifest.holdout(config.validation, seed, self.fold)
+            train, self.validation = manifest.holdout(
+                config.validation,
+                seed,
+                self.fold,
+                otherwise="or set validation: 0 (the last epoch is tested then)",
+            )
         return usable(train, self.sampler)[0]
 
     @property

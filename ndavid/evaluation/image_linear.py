@@ -101,16 +101,20 @@ def _probe_features(config: ImageLinearConfig) -> Result:
         cache=feature_folder(config.cache, config.output),
         label_fraction=config.label_fraction,
     )
-    held = held_out(frozen.train.labels, config.heads.holdout, config.run.seed)
-    sweep = sweep_rates(frozen, held, config)
-    best = choose_rate(sweep)
+    rates = sorted(set(config.heads.learning_rates))
+    best, sweep, selection = rates[0], {}, f"learning rate {rates[0]:g}, as given"
+    if len(rates) > 1:
+        held = held_out(frozen.train.labels, config.heads.holdout, config.run.seed)
+        sweep = sweep_rates(frozen, held, config)
+        best = choose_rate(sweep)
+        selection = (
+            f"learning rate {best:g} of {len(sweep)}, by accuracy on {int(held.sum())} held-out "
+            "training images"
+        )
     predictions = _predict(frozen, frozen.train, frozen.test, [best], config)[best]
     protocol = frozen.protocol(
         averaging="one view an image",
-        selection=(
-            f"learning rate {best:g} of {len(sweep)}, by accuracy on {int(held.sum())} held-out "
-            "training images"
-        ),
+        selection=selection,
         notes=[
             f"Trained: {config.heads.describe()}.",
             *label_notes(config.label_fraction, len(frozen.train.labels)),
@@ -143,7 +147,8 @@ def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     if missing := set(labels.tolist()) - set(labels[~held].tolist()):
         raise ConfigError(
             f"holding out {fraction:g} leaves no training image of {len(missing)} classes; use "
-            "more labels (label_fraction) or hold out less (heads.holdout)"
+            "more labels (label_fraction), hold out less (heads.holdout), or give a single "
+            "learning rate (heads.learning_rates): none is held out then"
         )
     return held
 

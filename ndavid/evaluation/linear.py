@@ -26,7 +26,13 @@ from ndavid.evaluation.frozen_videos import (
 )
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
-from ndavid.evaluation.regression import RegressionConfig, fit_chosen, predict
+from ndavid.evaluation.regression import (
+    ONE_WEIGHT_DECAY,
+    RegressionConfig,
+    fit_chosen,
+    predict,
+    selection_of,
+)
 
 
 @dataclass(kw_only=True)
@@ -60,9 +66,8 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
     averaged = "probabilities" if config.per_view else "features"
     protocol = fold.protocol(
         averaging=f"{averaged} averaged over views",
-        selection=(
-            f"weight decay {fitted.weight_decay:g} of {len(fitted.sweep)}, by log loss on "
-            f"{len(held_out)} videos of held-out train groups"
+        selection=selection_of(
+            f"{fitted.weight_decay:g}", config, f"{len(held_out)} videos of held-out train groups"
         ),
         notes=[f"Of the fit: {note}." for note in fitted.caveats()],
     )
@@ -79,6 +84,8 @@ def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:
 
 def _held_out(config: LinearConfig, fold: FrozenFold) -> set[str]:
     """Paths of the training videos, of those with features, that the weight decay is chosen on."""
+    if len(config.decays) == 1:
+        return set()
     seed = derive_seed(config.seed, "holdout", fold.fold)
-    _, records = fold.manifest.holdout(config.holdout, seed, fold.fold)
+    _, records = fold.manifest.holdout(config.holdout, seed, fold.fold, otherwise=ONE_WEIGHT_DECAY)
     return {record.path for record in records} & set(fold.train.names)

@@ -34,7 +34,8 @@ class HeadsConfig:
     learning_rates: list[float] = field(
         default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0]
     )
-    """tried side by side; the best on held-out training items is used"""
+    """tried side by side; the best on held-out training items is used. Of a single one nothing is
+    chosen, and no item is held out"""
     holdout: float = 0.1
     """share of each class's training items held out to choose it"""
     epochs: int = 100

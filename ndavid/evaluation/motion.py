@@ -43,7 +43,14 @@ from ndavid.evaluation.intervals import mean_of_items
 from ndavid.evaluation.outcomes import outcomes_of
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
-from ndavid.evaluation.regression import Fitted, RegressionConfig, fit_chosen, predict
+from ndavid.evaluation.regression import (
+    ONE_WEIGHT_DECAY,
+    Fitted,
+    RegressionConfig,
+    fit_chosen,
+    predict,
+    selection_of,
+)
 from ndavid.evaluation.views import ViewsConfig
 
 BROKEN = {"reversed": "reverse", "shuffled": "frame_shuffle"}
@@ -123,12 +130,10 @@ def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:
     decays = " and ".join(
         f"{probed.fitted.weight_decay:g} ({name})" for name, probed in probes.items()
     )
-    tried = len(next(iter(probes.values())).fitted.sweep)
     protocol = fold.protocol(
         averaging="each clip by itself; the share told, averaged over a video, then over videos",
-        selection=(
-            f"weight decay {decays} of {tried}, by log loss on clips of "
-            f"{len(held_out)} videos of held-out train groups"
+        selection=selection_of(
+            decays, config, f"clips of {len(held_out)} videos of held-out train groups"
         ),
         notes=[*_on_short_videos(fold), *_on_fits(probes)],
     )
@@ -178,11 +183,12 @@ def probe_order(
                 f"no {which} clip differs from itself in another order of frames: they all stand "
                 "still or repeat themselves, and there is no motion to probe",
             )
-    if (left := set(fitted_on.names)) <= held_out or not left & held_out:
+    left = set(fitted_on.names)
+    if len(config.decays) > 1 and (left <= held_out or not left & held_out):
         raise DataError(
             config.manifest,
             "of the training videos with motion all or none are held out to choose the weight "
-            "decay: more of them must move",
+            f"decay: more of them must move, {ONE_WEIGHT_DECAY}",
         )
     fitted = fit_chosen(fitted_on, held_out, 2, config)
     chances = predict(fitted.probe, tested, 2).values
@@ -232,6 +238,8 @@ def _unchanged(probes: dict[str, Probed]) -> list[str]:
 
 def _held_out(config: MotionConfig, fold: FrozenFold) -> set[str]:
     """Paths of the training videos that the weight decays are chosen on; classes don't matter."""
+    if len(config.decays) == 1:
+        return set()
     kept = set(fold.train.names)
     records = tuple(
         dataclasses.replace(record, label=-1)
@@ -242,7 +250,7 @@ def _held_out(config: MotionConfig, fold: FrozenFold) -> set[str]:
         raise DataError(
             fold.manifest.root,
             f"the train split of fold {fold.fold} has videos of a single source (group): none can "
-            "be held out to choose the weight decay",
+            f"be held out to choose the weight decay; add videos of another, {ONE_WEIGHT_DECAY}",
         )
     seed = derive_seed(config.seed, "holdout", fold.fold)
     unlabelled = dataclasses.replace(fold.manifest, records=records)

@@ -26,6 +26,8 @@ from ndavid.evaluation.classify import PerItem
 from ndavid.evaluation.features import Features
 from ndavid.progress import Progress
 
+ONE_WEIGHT_DECAY = "or give a single weight decay (--weight_decays '[0.01]'): none is held out then"
+
 
 @dataclass(kw_only=True)
 class RegressionConfig:
@@ -36,7 +38,8 @@ class RegressionConfig:
     weight_decays: list[float] = field(
         default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
     )
-    """L2 penalties tried (on the mean loss); the best on held-out training videos is used"""
+    """L2 penalties tried (on the mean loss); the best on held-out training videos is used. Of a
+    single one nothing is chosen, and no video is held out"""
     holdout: float = 0.2
     """share of the training videos (of each class's, where classes are told apart) held out, by
     whole groups, to choose it"""
@@ -52,6 +55,11 @@ class RegressionConfig:
         if self.max_iterations < 1:
             raise ConfigError(f"max_iterations must be at least 1, not {self.max_iterations}")
 
+    @property
+    def decays(self) -> list[float]:
+        """The weight decays to try, each once, the smallest first."""
+        return sorted(set(self.weight_decays))
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -60,7 +68,7 @@ class Fitted:
     Attributes:
         probe: Fitted on all training items.
         weight_decay: The one chosen.
-        sweep: Held-out log loss of each weight decay tried.
+        sweep: Held-out log loss of each weight decay tried; empty if there was a single one.
         converged: Whether the solver converged on all training items.
         max_iterations: How many the solver was given.
     """
@@ -87,6 +95,13 @@ class Fitted:
         return notes
 
 
+def selection_of(chosen: str, config: RegressionConfig, held_out: str) -> str:
+    """Returns, for a protocol, how the weight decay in ``chosen`` came about."""
+    if len(config.decays) == 1:
+        return f"weight decay {chosen}, as given"
+    return f"weight decay {chosen} of {len(config.decays)}, by log loss on {held_out}"
+
+
 def fit_chosen(
     train: Features,
     held_out: set[str],
@@ -99,7 +114,7 @@ def fit_chosen(
 
     Args:
         train: Values (M, V, D).
-        held_out: Names of some of its items.
+        held_out: Names of some of its items; not looked at if a single decay is given.
         num_classes: Labels are below it.
         config: How the regression is fitted, and which decays are tried.
         per_view: Fit on each view of an item instead of on their mean.
@@ -107,8 +122,10 @@ def fit_chosen(
     Raises:
         ConfigError: If fewer than two classes have items to fit on, or no item is held out.
     """
-    sweep = sweep_weight_decay(train, held_out, num_classes, config, per_view=per_view)
-    best = choose(sweep)
+    sweep: dict[float, float] = {}
+    if len(config.decays) > 1:
+        sweep = sweep_weight_decay(train, held_out, num_classes, config, per_view=per_view)
+    best = choose(sweep) if sweep else config.decays[0]
     probe, converged = fit_probe(train, best, config, per_view=per_view)
     return Fitted(probe, best, sweep, converged, config.max_iterations)
 
@@ -135,9 +152,9 @@ def sweep_weight_decay(
         )
     fitting, validation = train.subset(~held), train.subset(held)
     losses = {}
-    decays = sorted(config.weight_decays)
-    with Progress(len(decays), "weight decays", unit="fit", silent=rank() != 0) as progress:
-        for decay in decays:
+    fits = len(config.decays)
+    with Progress(fits, "weight decays", unit="fit", silent=rank() != 0) as progress:
+        for decay in config.decays:
             probe, _ = fit_probe(fitting, decay, config, per_view=per_view)
             losses[decay] = log_loss(predict(probe, validation, num_classes, per_view=per_view))
             progress.advance()

@@ -315,5 +315,9 @@ def test_holdout_refuses_to_remove_a_class() -> None:
     manifest = make(groups=3)  # one train group a class
     with pytest.raises(DataError, match="class Class 0 has one train group in fold 1"):
         manifest.holdout(0.2, seed=0)
+    with pytest.raises(DataError, match=r"another group \(source\), or leave it$"):
+        manifest.holdout(0.2, seed=0, otherwise="or leave it")
+    with pytest.raises(DataError, match=r"another group \(source\)$"):
+        manifest.holdout(0.2, seed=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         make().holdout(1.0, seed=0)

@@ -269,6 +269,14 @@ def test_held_out_images_are_of_every_class_and_leave_some_of_each() -> None:
         held_out(torch.tensor([0, 0, 0, 1]), 0.2, seed=0)
 
 
+def test_a_single_learning_rate_holds_no_image_out(data: ImageDataConfig, tmp_path: Path) -> None:
+    heads = HeadsConfig(learning_rates=[0.1], epochs=30, batch_size=16, holdout=0.99)
+    result = image_linear.run(linear_config(data, tmp_path, heads=heads))
+    assert result.protocol.selection == "learning rate 0.1, as given"
+    assert result.details["sweep"] == {}
+    assert result.metrics["top1"].value > 0.8
+
+
 def test_an_unreadable_test_image_is_named_or_skipped_and_counted(
     coloured_images: Path, tmp_path: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from ndavid.data.manifest import read_manifest
 from ndavid.errors import DataError
 from ndavid.evaluation.linear import LinearConfig, run
 from ndavid.evaluation.pretrained import ClassifierConfig
@@ -81,3 +83,19 @@ def test_a_missing_video_is_one_clear_error_from_a_worker_too(
     settings.views.on_bad = "skip"
     result = run(settings)
     assert [Path(path).name for path, _ in result.details["bad"]] == ["gone.mp4"]
+
+
+def test_without_a_second_group_a_single_decay_is_the_way_on(
+    coloured: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(coloured)
+    records = tuple(dataclasses.replace(r, group=f"{r.label}") for r in manifest.records)
+    dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
+    settings = config(tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match=r"has one train group .* or give a single weight decay"):
+        run(settings)
+    settings.weight_decays = [0.01, 0.01]  # one value, however often it is written
+    result = run(settings)
+    assert result.protocol.selection == "weight decay 0.01, as given"
+    assert result.metrics["top1"].value == 1.0
+    assert result.details["sweep"] == {}

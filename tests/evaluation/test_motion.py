@@ -398,8 +398,12 @@ def test_a_single_source_leaves_nothing_to_choose_on(ramps: Path, tmp_path: Path
     manifest = read_manifest(ramps)
     records = tuple(dataclasses.replace(record, group="one") for record in manifest.records)
     dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
-    with pytest.raises(DataError, match="a single source"):
-        run(config(tmp_path, tmp_path / "out", "resnet2d3d10_half"))
+    settings = config(tmp_path, tmp_path / "out", "resnet2d3d10_half")
+    with pytest.raises(DataError, match=r"a single source.*or give a single weight decay"):
+        run(settings)
+    settings.weight_decays = [0.01]
+    result = run(settings)
+    assert result.protocol.selection == "weight decay 0.01 (reversed) and 0.01 (shuffled), as given"
 
 
 # ---- clips that no order changes ----------------------------------------------------------------
