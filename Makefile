@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 
 help:
 	@echo "make demo       pretrain, fine-tune and report on synthetic clips (about 10 minutes, 2 cores)"
-	@echo "make test       lint and the test suite (about 11 minutes, 2 cores, no GPU)"
+	@echo "make test       lint and the test suite (5 to 11 minutes, 2 cores, no GPU)"
 	@echo "make test-slow  the long tests that 'make test' leaves out"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make bench      one table of speed ratios, in runs/bench (under 15 minutes, 2 cores)"
