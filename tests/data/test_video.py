@@ -235,7 +235,9 @@ except NdavidError as error:
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr == f"error: {folder}/gone.mp4: cannot decode with pyav: no such file\n"
+    # After it, on Python 3.12, a bare DataLoader of torch 2.11 complains of its own workers' end.
+    error = f"error: {folder}/gone.mp4: cannot decode with pyav: no such file"
+    assert done.stderr.splitlines()[0] == error
 
 
 # --- several views of a video ---------------------------------------------------------------------
