@@ -14,8 +14,8 @@ Two errors stand beside each time, both relative to the norm of the right gradie
 
 * "kernel": each convolution's weight gradient against float64 arithmetic (never oneDNN) on the same
   input and the same gradient from above, the worst layer. It judges the kernel alone and must not
-  pass 2%: right kernels of bfloat16 stay below 1%, the broken ones that `ndavid.models.precision`
-  guards against are off by 20% to infinity.
+  pass 2%: right kernels of bfloat16 stay below 1%, the broken ones that
+  `ndavid.models.cpu_convolutions` guards against are off by 20% to infinity.
 * "whole": each parameter's gradient against that of the float32 step, the median and the worst
   parameter. In a deep network of random weights bfloat16's rounding flips ReLUs and adds up to 15%
   to 40% even where every kernel is right.

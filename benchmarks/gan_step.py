@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ndavid.engine.turns import give_turn
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanNdaConfig
-from ndavid.models.gan import GanConfig
+from ndavid.models.gan.model import GanConfig
 
 LIMIT = 1.15
 SPEC = "jigsaw:grid=2"

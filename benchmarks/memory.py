@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig
-from ndavid.models.encoder_base import Encoder
+from ndavid.models.encoders.base import Encoder
 
 EXPONENT_LIMIT = 1.1
 CHUNK_ROWS = 256

@@ -6,7 +6,7 @@ The checkpoint is a run of ours (the newest whole checkpoint; of a MoCo, the que
 folder, or a file of the original DPC or MoCo. Each artefact is read back from disk and compared
 with the encoder; one that cannot be made is named with the reason, and the command then fails.
 
-    exported/encoder       encoder = load_encoder("exported/encoder")   (ndavid.models.release)
+    exported/encoder       encoder = ndavid.models.weights.release.load_encoder("exported/encoder")
     exported/encoder.pt2   encoder = torch.export.load("exported/encoder.pt2").module()
     exported/encoder.onnx  onnxruntime: pixels -> features   (pip install ndavid[export])
 """
@@ -21,10 +21,10 @@ from typing import Any
 from ndavid.config import parse, run_main
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.locks import hold
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.export import Kind, export_encoder
-from ndavid.models.mvit import MvitEncoder
-from ndavid.models.release import Weights, load_encoder, read_config
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.mvit import MvitEncoder
+from ndavid.models.weights.export import Kind, export_encoder
+from ndavid.models.weights.release import Weights, load_encoder, read_config
 
 
 @dataclass(kw_only=True)

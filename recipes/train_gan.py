@@ -34,7 +34,7 @@ from ndavid.evaluation.gan_sheets import GanSheets, SheetsConfig, newest_sheets
 from ndavid.evaluation.run_page import RunPage, apart
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
-from ndavid.models.gan import GanConfig
+from ndavid.models.gan.model import GanConfig
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 # These take longest: begun last, one of them would run on alone.
-LONGEST = ("test_docs", "test_dpc", "test_finetune", "test_precision", "test_study", "test_runner")
+LONGEST = (
+    "test_docs",
+    "test_dpc",
+    "test_finetune",
+    "test_cpu_convolutions",
+    "test_study",
+    "test_runner",
+)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -31,8 +31,8 @@ from ndavid.data.synthetic import motion_classes, write_motion_clips
 from ndavid.errors import NdavidError
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.protocol import Protocol, Result, load_result
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import save_pretrained
 
 PAGES = doc_pages.pages()
 

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import save_file
 from torchvision import models
 
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import load_encoder, save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import load_encoder, save_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "export.py"

@@ -16,7 +16,7 @@ from test_recipes import assert_one_clear_line, call
 from ndavid.engine import checkpoint
 from ndavid.errors import NdavidError
 from ndavid.evaluation.gan_sheets import settled
-from ndavid.models.release import load_gan
+from ndavid.models.weights.release import load_gan
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "train_gan.py"

@@ -14,7 +14,7 @@ from PIL import Image
 from test_recipes import assert_one_clear_line, call, write_manifest
 
 from ndavid.engine import environment
-from ndavid.models.release import load_encoder
+from ndavid.models.weights.release import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "pretrain_moco.py"

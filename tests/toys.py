@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.precision import guard_cpu_bfloat16
+from ndavid.models.cpu_convolutions import guard_cpu_bfloat16
+from ndavid.models.encoders.base import Encoder
 from ndavid.nda.base import NegativeAugmentation
 
 

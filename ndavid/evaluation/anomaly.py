@@ -66,8 +66,8 @@ from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import trace_images, training_run
 from ndavid.evaluation.report import Picture, write_outputs
-from ndavid.models.release import LoadedGan, load_gan
-from ndavid.models.spectral_norm import shared_spectral_norm
+from ndavid.models.gan.spectral_norm import shared_spectral_norm
+from ndavid.models.weights.release import LoadedGan, load_gan
 from ndavid.progress import Progress
 from ndavid.ranges import AT_LEAST_1, check_ranges, check_workers
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ndavid.models.gan_networks import Discriminator
+from ndavid.models.gan.networks import Discriminator
 from ndavid.models.normalize import Normalize
 
 OverLabels = Literal["max", "mean"]

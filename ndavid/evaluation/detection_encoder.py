@@ -9,9 +9,9 @@ from ndavid.collectives import rank
 from ndavid.errors import ConfigError
 from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
 from ndavid.evaluation.provenance import training_run
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import Weights
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import Weights
 
 
 @dataclass(kw_only=True)

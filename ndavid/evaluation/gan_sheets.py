@@ -24,8 +24,8 @@ from ndavid.engine.runner import Pause
 from ndavid.errors import ConfigError
 from ndavid.evaluation.report import Picture
 from ndavid.methods.gan import GanMethod
-from ndavid.models.gan_networks import Generator
-from ndavid.models.spectral_norm import refresh_spectral_norms
+from ndavid.models.gan.networks import Generator
+from ndavid.models.gan.spectral_norm import refresh_spectral_norms
 
 FOLDER = "samples"
 

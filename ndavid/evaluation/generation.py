@@ -70,7 +70,7 @@ from ndavid.evaluation.provenance import training_run
 from ndavid.evaluation.report import Picture, write_outputs
 from ndavid.evaluation.settings import feature_folder
 from ndavid.models.batchnorm import drop_running_stats
-from ndavid.models.release import LoadedGan, Weights, load_gan
+from ndavid.models.weights.release import LoadedGan, Weights, load_gan
 
 _SPLITS_OF_IS = 10
 _FEWEST = 20

@@ -24,10 +24,10 @@ from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
 from ndavid.evaluation.protocol import file_digest, load_result
 from ndavid.evaluation.report import RESULT_FILE
-from ndavid.models.encoder_base import Encoder
+from ndavid.models.encoders.base import Encoder
 from ndavid.models.normalize import Normalize
-from ndavid.models.release import read_config
-from ndavid.models.state_files import read_state_dict
+from ndavid.models.weights.release import read_config
+from ndavid.models.weights.state_files import read_state_dict
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (

@@ -30,8 +30,8 @@ from ndavid.evaluation.features import load_per_item, save_per_item
 from ndavid.evaluation.gan_sheets import tiled, to_pixels
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.models.batchnorm import has_running_stats
-from ndavid.models.gan import Gan
-from ndavid.models.spectral_norm import shared_spectral_norm
+from ndavid.models.gan.model import Gan
+from ndavid.models.gan.spectral_norm import shared_spectral_norm
 from ndavid.progress import Progress
 
 Compute = Callable[[Tensor], Tensor]

@@ -25,11 +25,11 @@ from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier, HeadInit
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
-from ndavid.models.matching import compare, find_prefix
-from ndavid.models.release import Weights, load_dpc, load_encoder
-from ndavid.models.state_files import read_state_dict
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.matching import compare, find_prefix
+from ndavid.models.weights.release import Weights, load_dpc, load_encoder
+from ndavid.models.weights.state_files import read_state_dict
 
 MIN_FRACTION = 0.95
 WEIGHTS_FILES: dict[Weights, str] = {"model": MODEL_FILE, "ema": EMA_FILE}

@@ -42,9 +42,9 @@ from ndavid.methods.branch import branch
 from ndavid.methods.broken_samples import BrokenSamples, as_pixels
 from ndavid.methods.diff_augment import DiffAugment
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
-from ndavid.models.gan import Gan, GanConfig
+from ndavid.models.gan.model import Gan, GanConfig
+from ndavid.models.gan.spectral_norm import frozen_power_iteration, shared_spectral_norm
 from ndavid.models.normalize import Normalize
-from ndavid.models.spectral_norm import frozen_power_iteration, shared_spectral_norm
 
 Batch = dict[str, Any]
 

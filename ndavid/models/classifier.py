@@ -18,8 +18,8 @@ from torch.nn import Parameter
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.convgru import ConvGRU
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
 
 HeadInit = Literal["torch", "orthogonal"]
 """How a head's linear layer starts: as torch draws it, or orthogonal with zero biases."""

@@ -38,8 +38,8 @@ from torchvision.ops.poolers import initLevelMapper
 
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import batch_norms, freeze, has_running_stats
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoder_stages import Stage, find_stages, output_stride, run_stages
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.stages import Stage, find_stages, output_stride, run_stages
 
 _REGION_SIDE = {"c4": 14, "fpn": 7, "single": 7}
 

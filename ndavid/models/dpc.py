@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.convgru import ConvGRU, initialise_orthogonal
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
 
 
 @dataclass(kw_only=True)

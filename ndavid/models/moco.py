@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from ndavid.collectives import broadcast_from_first, gather_without_grad, rank, world_size
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import split_batch_norms
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
 from ndavid.models.heads import HeadKind, ProjectionHead
 
 

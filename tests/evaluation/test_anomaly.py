@@ -23,7 +23,7 @@ from ndavid.evaluation.anomaly_score import AnomalyScore
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.evaluation.other_images import CorruptedImages, parse_others, parse_source
 from ndavid.evaluation.protocol import load_result
-from ndavid.models.gan import Gan, GanConfig
+from ndavid.models.gan.model import Gan, GanConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "eval" / "configs").glob("*_anomaly.yaml"))

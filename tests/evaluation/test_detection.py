@@ -36,8 +36,8 @@ from ndavid.evaluation.detection_inference import detect_all
 from ndavid.evaluation.protocol import load_result
 from ndavid.methods.detection import DetectionMethod
 from ndavid.models.detector import DetectorConfig, build_detector
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import load_encoder, save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import load_encoder, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "eval" / "detection.py"

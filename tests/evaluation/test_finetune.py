@@ -33,7 +33,7 @@ from ndavid.evaluation.training import FrozenEncoderMethod, parameter_groups
 from ndavid.evaluation.views import ViewsConfig, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.release import save_pretrained
+from ndavid.models.weights.release import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS = ViewsConfig(

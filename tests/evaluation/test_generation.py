@@ -33,9 +33,9 @@ from ndavid.evaluation.protocol import load_result
 from ndavid.methods.gan import GanMethod
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.classifier import EncoderClassifier
-from ndavid.models.encoders import build_encoder
-from ndavid.models.gan import Gan, GanConfig
-from ndavid.models.release import save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.gan.model import Gan, GanConfig
+from ndavid.models.weights.release import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -34,8 +34,8 @@ from ndavid.evaluation.linear_heads import HeadsConfig
 from ndavid.evaluation.pretrained import EncoderConfig
 from ndavid.evaluation.protocol import Result, load_result
 from ndavid.evaluation.training import FrozenEncoderMethod
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODER = "cifar:resnet20"

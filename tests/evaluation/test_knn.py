@@ -21,7 +21,7 @@ from ndavid.evaluation.views import ViewsConfig
 from ndavid.methods.moco import MocoMethod
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.moco import MocoConfig
-from ndavid.models.release import save_pretrained
+from ndavid.models.weights.release import save_pretrained
 
 ENCODER = "resnet2d3d10_half"
 VIEWS = ViewsConfig(

@@ -30,8 +30,8 @@ from ndavid.evaluation.protocol import load_result
 from ndavid.evaluation.regression import Fitted
 from ndavid.evaluation.views import ViewsConfig, views_dataset
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.release import save_pretrained
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.weights.release import save_pretrained
 
 SIDE = 32
 FRAMES = 20

@@ -15,8 +15,8 @@ from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
 from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.matching import KeyReport, compare, find_prefix
-from ndavid.models.release import save_pretrained
+from ndavid.models.weights.matching import KeyReport, compare, find_prefix
+from ndavid.models.weights.release import save_pretrained
 
 VIEWS = ViewsConfig(num_blocks=2, block_len=3, size=32)
 DPC_CONFIG = DpcConfig(encoder="resnet2d3d10", num_blocks=4, block_len=3, pred_steps=1)

@@ -27,7 +27,7 @@ from ndavid.methods.gan_config import GanAugmentConfig, GanNdaConfig
 from ndavid.methods.moco import MocoMethod
 from ndavid.methods.nda_config import MocoNdaConfig, NdaConfig
 from ndavid.models.dpc import DpcConfig
-from ndavid.models.gan import GanConfig
+from ndavid.models.gan.model import GanConfig
 from ndavid.models.moco import MocoConfig
 
 RUN = RunConfig(

@@ -23,7 +23,7 @@ from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig
-from ndavid.models.gan import GanConfig
+from ndavid.models.gan.model import GanConfig
 
 SAMPLES = 8
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ndavid.engine.rng import seeded
 from ndavid.methods.detection import DetectionMethod
 from ndavid.models.detector import DetectorConfig, build_detector
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
 from ndavid.models.normalize import Normalize
 
 SMALL = DetectorConfig(

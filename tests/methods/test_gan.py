@@ -15,8 +15,8 @@ from ndavid.losses.adversarial import Objective
 from ndavid.methods import gan as gan_module
 from ndavid.methods.gan import DISCRIMINATOR, GENERATOR, GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanAugmentConfig, GanNdaConfig
-from ndavid.models.gan import GanConfig
-from ndavid.models.spectral_norm import frozen_power_iteration, spectral_norms
+from ndavid.models.gan.model import GanConfig
+from ndavid.models.gan.spectral_norm import frozen_power_iteration, spectral_norms
 from ndavid.nda.base import ShapeError
 
 SIZE = 32

@@ -18,7 +18,7 @@ from ndavid.collectives import rank, world_size
 from ndavid.methods import gan_config
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanNdaConfig
-from ndavid.models.gan import GanConfig
+from ndavid.models.gan.model import GanConfig
 
 BATCH = 8
 SCRIPT = Path(__file__).with_name("gan_run.py")

@@ -24,7 +24,7 @@ from ndavid.models.batchnorm import (
     track_running_stats,
     without_stat_updates,
 )
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
 
 
 def statistics(module: nn.Module) -> dict[str, torch.Tensor]:

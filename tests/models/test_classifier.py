@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
 
 CONFIG = DpcConfig(encoder="resnet2d3d10", num_blocks=3, block_len=4, pred_steps=1)
 

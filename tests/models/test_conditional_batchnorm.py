@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ndavid.collectives import rank, world_size
 from ndavid.models.batchnorm import batch_norms, running_statistics, without_stat_updates
-from ndavid.models.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
+from ndavid.models.gan.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1, 2, 2])
 

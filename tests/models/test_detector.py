@@ -14,8 +14,8 @@ from ndavid.engine.rng import seeded
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import batch_norms, drop_running_stats
 from ndavid.models.detector import BatchOnly, DetectorConfig, build_detector
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
 
 LAYOUTS = ("c4", "fpn", "single")
 

@@ -7,8 +7,8 @@ import torch
 
 from ndavid.engine.rng import seeded
 from ndavid.errors import ConfigError
-from ndavid.models.encoder_stages import find_stages, run_stages
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.encoders.stages import find_stages, run_stages
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from ndavid.errors import ConfigError
-from ndavid.models.cifar_stem import PaddedShortcut, cifar_resnet
-from ndavid.models.encoders import build_encoder, encoder_names
-from ndavid.models.matching import load_matching
-from ndavid.models.resnet2d3d import FrameMaxPool, ResNet2d3d
+from ndavid.models.encoders.build import build_encoder, encoder_names
+from ndavid.models.encoders.cifar import PaddedShortcut, cifar_resnet
+from ndavid.models.encoders.resnet2d3d import FrameMaxPool, ResNet2d3d
+from ndavid.models.weights.matching import load_matching
 
 
 def large(*case: object) -> object:

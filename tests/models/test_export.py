@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndavid.models import export
 from ndavid.models.batchnorm import drop_running_stats
-from ndavid.models.encoder_base import Encoder, ImageEncoder
-from ndavid.models.encoders import ClipSizeError, build_encoder
-from ndavid.models.export import ExportedEncoder, Kind, export_encoder
+from ndavid.models.encoders.base import Encoder, ImageEncoder
+from ndavid.models.encoders.build import ClipSizeError, build_encoder
 from ndavid.models.normalize import Normalize
-from ndavid.models.release import load_encoder
+from ndavid.models.weights import export
+from ndavid.models.weights.export import ExportedEncoder, Kind, export_encoder
+from ndavid.models.weights.release import load_encoder
 
 
 def trained(name: str, shape: tuple[int, ...]) -> Encoder:

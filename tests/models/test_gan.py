@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
-from ndavid.models.attention import SelfAttention
-from ndavid.models.conditional_batchnorm import ClassBatchNorm
-from ndavid.models.gan import Gan, GanConfig
-from ndavid.models.spectral_norm import (
+from ndavid.models.gan.attention import SelfAttention
+from ndavid.models.gan.conditional_batchnorm import ClassBatchNorm
+from ndavid.models.gan.model import Gan, GanConfig
+from ndavid.models.gan.spectral_norm import (
     frozen_power_iteration,
     shared_spectral_norm,
     spectral_norms,

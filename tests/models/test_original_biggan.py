@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ndavid.errors import CheckpointError
-from ndavid.models.gan import Gan, GanConfig
-from ndavid.models.original_biggan import load_biggan_release
-from ndavid.models.state_files import write_state_dict
+from ndavid.models.gan.model import Gan, GanConfig
+from ndavid.models.weights.original_biggan import load_biggan_release
+from ndavid.models.weights.state_files import write_state_dict
 
 State = dict[str, Tensor]
 CHANNELS, LATENT, CLASSES = 16, 12, 3

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ndavid.errors import CheckpointError
 from ndavid.models.batchnorm import has_running_stats
-from ndavid.models.original_dpc import load_dpc_classifier_release, load_dpc_release
+from ndavid.models.weights.original_dpc import load_dpc_classifier_release, load_dpc_release
 
 State = dict[str, Tensor]
 LAYOUTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}

@@ -15,10 +15,10 @@ from ndavid.models.batchnorm import (
     without_stat_updates,
 )
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.encoders.recomputation import run_in_a_row, run_recomputed
 from ndavid.models.moco import MoCo, MocoConfig
-from ndavid.models.recomputation import run_in_a_row, run_recomputed
 
 CLIPS = (2, 3, 5, 32, 32)
 IMAGES = (4, 3, 32, 32)

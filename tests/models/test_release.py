@@ -20,14 +20,14 @@ from ndavid.errors import CheckpointError
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import EncoderClassifier
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
-from ndavid.models.matching import find_prefix
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.encoders.resnet2d3d import ResNet2d3d
 from ndavid.models.moco import MoCo, MocoConfig
 from ndavid.models.normalize import IMAGENET_MEAN, Normalize
-from ndavid.models.release import load_dpc, load_encoder, load_matching, save_pretrained
-from ndavid.models.resnet2d3d import ResNet2d3d
-from ndavid.models.state_files import read_state_dict
+from ndavid.models.weights.matching import find_prefix
+from ndavid.models.weights.release import load_dpc, load_encoder, load_matching, save_pretrained
+from ndavid.models.weights.state_files import read_state_dict
 
 CLIP = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
 CONFIG = DpcConfig(encoder="resnet2d3d10", num_blocks=3, pred_steps=1)
@@ -118,7 +118,7 @@ def test_the_hubs_methods_save_and_load_encoders(
         asked.append((repository, revision))
         return str(tmp_path)
 
-    monkeypatch.setattr("ndavid.models.encoder_base.snapshot_download", snapshot)
+    monkeypatch.setattr("ndavid.models.encoders.base.snapshot_download", snapshot)
     # The mixin asks for the config by itself first; nothing is reached here.
     monkeypatch.setattr(
         "huggingface_hub.hub_mixin.hf_hub_download",

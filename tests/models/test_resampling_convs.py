@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ndavid.models.resampling_convs import PooledConv2d, UpsampledConv2d
+from ndavid.models.gan.resampling_convs import PooledConv2d, UpsampledConv2d
 
 
 def upsampled(conv: nn.Conv2d, x: Tensor) -> Tensor:

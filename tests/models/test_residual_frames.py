@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ndavid.errors import ConfigError
-from ndavid.models.encoders import build_encoder
-from ndavid.models.release import load_encoder, save_pretrained
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.release import load_encoder, save_pretrained
 
 
 def test_the_network_sees_the_differences_of_neighbouring_frames() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ndavid.models.spectral_norm import (
+from ndavid.models.gan.spectral_norm import (
     frozen_power_iteration,
     refresh_spectral_norms,
     shared_spectral_norm,

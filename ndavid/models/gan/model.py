@@ -11,8 +11,8 @@ from typing import Literal
 from torch import nn
 
 from ndavid.errors import ConfigError
-from ndavid.models import biggan, sngan
-from ndavid.models.gan_networks import Discriminator, Generator, Init
+from ndavid.models.gan import biggan, sngan
+from ndavid.models.gan.networks import Discriminator, Generator, Init
 
 _SIZES = {"biggan": biggan.SIZES, "sngan": sngan.SIZES}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
-from ndavid.models.chain import ImageChain
+from ndavid.models.encoders.chain import ImageChain
 
 WIDE = (18, 34, 50)
 NARROW = (20, 32, 56)

@@ -21,10 +21,10 @@ from torch import Tensor
 from torchvision import models
 
 from ndavid.errors import CheckpointError
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.encoders import build_encoder
-from ndavid.models.matching import load_matching
-from ndavid.models.state_files import read_state_dict, state_dict_in
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.matching import load_matching
+from ndavid.models.weights.state_files import read_state_dict, state_dict_in
 
 Source = str | Path | Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ndavid.models.encoder_base import ClipSizeError, Encoder
+from ndavid.models.encoders.base import ClipSizeError, Encoder
 
 
 class ResidualFrames(Encoder):

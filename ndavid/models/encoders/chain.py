@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ndavid.models.encoder_base import Encoder, ImageEncoder
-from ndavid.models.recomputation import run_in_a_row, run_recomputed
+from ndavid.models.encoders.base import Encoder, ImageEncoder
+from ndavid.models.encoders.recomputation import run_in_a_row, run_recomputed
 
 
 class VideoChain(Encoder):

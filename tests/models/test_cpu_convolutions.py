@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ndavid.models import precision
+from ndavid.models import cpu_convolutions
+from ndavid.models.cpu_convolutions import GuardedConv2d, GuardedConv3d, guard_cpu_bfloat16
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoders import build_encoder
-from ndavid.models.precision import GuardedConv2d, GuardedConv3d, guard_cpu_bfloat16
+from ndavid.models.encoders.build import build_encoder
 
 BF16_ROUNDING = 0.02  # bfloat16 keeps 8 bits: right kernels stay under 0.005, wrong ones pass 0.2
 
@@ -124,7 +124,10 @@ def test_frame_by_frame_a_convolution_is_the_same(
         conv = conv.to(memory_format=torch.channels_last_3d)
         x = x.contiguous(memory_format=torch.channels_last_3d)
     results = []
-    for forward in (conv, lambda x: precision._frame_by_frame(conv, x, conv.weight, conv.bias)):
+    for forward in (
+        conv,
+        lambda x: cpu_convolutions._frame_by_frame(conv, x, conv.weight, conv.bias),
+    ):
         conv.zero_grad()
         given_x = x.detach().requires_grad_()
         out = forward(given_x)
@@ -139,7 +142,7 @@ def test_frame_by_frame_a_convolution_is_the_same(
 def test_frame_by_frame_maps_lie_channels_last_and_are_kept_once(
     monkeypatch: pytest.MonkeyPatch, kernel: int, channels_last: bool
 ) -> None:
-    monkeypatch.setattr(precision, "HAS_AMX", True)
+    monkeypatch.setattr(cpu_convolutions, "HAS_AMX", True)
     conv = GuardedConv3d(8, 8, (kernel, 3, 3), padding=(kernel // 2, 1, 1), bias=False)
     x = torch.randn(2, 8, 5, 12, 12).bfloat16()
     if channels_last:
@@ -166,7 +169,7 @@ def test_frame_by_frame_maps_lie_channels_last_and_are_kept_once(
 def test_clips_that_are_one_or_too_short_are_as_to_torch(
     monkeypatch: pytest.MonkeyPatch, amx: bool
 ) -> None:
-    monkeypatch.setattr(precision, "HAS_AMX", amx)
+    monkeypatch.setattr(cpu_convolutions, "HAS_AMX", amx)
     conv, x = GuardedConv3d(3, 4, 3, padding=(0, 1, 1)), torch.randn(2, 3, 5, 8, 8).bfloat16()
     conv = conv.bfloat16()
     torch.testing.assert_close(conv(x[0]), conv(x)[0], rtol=2e-2, atol=2e-2)
@@ -182,10 +185,10 @@ def test_frames_are_taken_one_by_one_where_the_processor_has_amx(
     monkeypatch: pytest.MonkeyPatch, amx: bool
 ) -> None:
     called = []
-    plain = precision._frame_by_frame
-    monkeypatch.setattr(precision, "HAS_AMX", amx)
+    plain = cpu_convolutions._frame_by_frame
+    monkeypatch.setattr(cpu_convolutions, "HAS_AMX", amx)
     monkeypatch.setattr(
-        precision, "_frame_by_frame", lambda *given: called.append(1) or plain(*given)
+        cpu_convolutions, "_frame_by_frame", lambda *given: called.append(1) or plain(*given)
     )
     conv, x = GuardedConv3d(3, 4, 3, padding=1), torch.randn(2, 3, 2, 5, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -356,7 +359,7 @@ def test_every_gradient_of_dpc_is_near_float32(
     monkeypatch: pytest.MonkeyPatch, encoder: str, amx: bool
 ) -> None:
     # Its last maps are of one pixel, whose layout frame by frame is a trap of its own.
-    monkeypatch.setattr(precision, "HAS_AMX", amx)
+    monkeypatch.setattr(cpu_convolutions, "HAS_AMX", amx)
     torch.manual_seed(0)
     model = DPC(DpcConfig(encoder=encoder, num_blocks=3, pred_steps=2, dropout=0.0))
     blocks = torch.randn(2, 3, 3, 5, 32, 32)
@@ -377,8 +380,8 @@ UNGUARDED = """
 import json, sys, torch
 from torch import nn
 sys.path.insert(0, sys.argv[1])
-from test_precision import awaken, worst_weight_gradient
-from ndavid.models.encoders import build_encoder
+from test_cpu_convolutions import awaken, worst_weight_gradient
+from ndavid.models.encoders.build import build_encoder
 torch.manual_seed(0)
 model = awaken(build_encoder("resnet2d3d10"))
 for module in model.modules():
@@ -395,7 +398,7 @@ UNGUARDED_LARGE = """
 import json, sys, torch
 from torch import nn
 sys.path.insert(0, sys.argv[1])
-from test_precision import output_and_gradients, relative_error
+from test_cpu_convolutions import output_and_gradients, relative_error
 torch.manual_seed(0)
 conv, x = nn.Conv3d(64, 64, (1, 3, 3), padding=(0, 1, 1)), torch.randn(1, 64, 1, 64, 64)
 found, truth = (output_and_gradients(conv, x, t)[1] for t in (torch.bfloat16, torch.float64))

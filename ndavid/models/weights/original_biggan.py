@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ndavid.errors import CheckpointError
-from ndavid.models.gan_networks import Discriminator, Generator
-from ndavid.models.state_files import read_state_dict, state_dict_in
+from ndavid.models.gan.networks import Discriminator, Generator
+from ndavid.models.weights.state_files import read_state_dict, state_dict_in
 
 Source = str | Path | Mapping[str, Any]
 Which = Literal["generator", "discriminator"]

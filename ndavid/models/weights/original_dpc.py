@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ndavid.errors import CheckpointError
 from ndavid.models.classifier import DpcClassifier
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.resnet2d3d import DEPTHS
-from ndavid.models.state_files import read_state_dict, state_dict_in
+from ndavid.models.encoders.resnet2d3d import DEPTHS
+from ndavid.models.weights.state_files import read_state_dict, state_dict_in
 
 Source = str | Path | Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)

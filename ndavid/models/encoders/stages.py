@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
-from ndavid.models.encoder_base import Encoder
+from ndavid.models.encoders.base import Encoder
 
 _PROBE_SIDE = 128
 

@@ -5,7 +5,7 @@ An artefact is written, read back from disk by what will read it elsewhere (``lo
 was traced with. Only if its features are those of the eager encoder does it go to its place.
 
 A program takes any number of clips or images of one length and size. It is for inference in
-float32: the guards of ``models.precision`` are settled while it is traced.
+float32: the guards of ``models.cpu_convolutions`` are settled while it is traced.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.errors import CheckpointError
-from ndavid.models.encoder_base import CONFIG_FILE, Encoder
+from ndavid.models.encoders.base import CONFIG_FILE, Encoder
 from ndavid.models.normalize import Normalize
-from ndavid.models.release import load_encoder, save_pretrained
+from ndavid.models.weights.release import load_encoder, save_pretrained
 
 Kind = Literal["folder", "program", "onnx"]
 """``folder``: save_pretrained's; ``program``: torch.export's .pt2; ``onnx``: an .onnx file."""

@@ -39,19 +39,19 @@ from ndavid.checkpoint_files import (
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.models.batchnorm import drop_running_stats
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoder_base import CONFIG_FILE, Encoder
-from ndavid.models.encoders import build_encoder
-from ndavid.models.gan import Gan, GanConfig
-from ndavid.models.matching import KeyReport, find_prefix, load_matching
-from ndavid.models.original_biggan import load_biggan_release
-from ndavid.models.original_dpc import (
+from ndavid.models.encoders.base import CONFIG_FILE, Encoder
+from ndavid.models.encoders.build import build_encoder
+from ndavid.models.gan.model import Gan, GanConfig
+from ndavid.models.gan.spectral_norm import refresh_spectral_norms
+from ndavid.models.weights.matching import KeyReport, find_prefix, load_matching
+from ndavid.models.weights.original_biggan import load_biggan_release
+from ndavid.models.weights.original_dpc import (
     is_dpc_release,
     load_dpc_classifier_release,
     load_dpc_release,
 )
-from ndavid.models.original_moco import is_moco_release, load_moco_release
-from ndavid.models.spectral_norm import refresh_spectral_norms
-from ndavid.models.state_files import read_state_dict, write_state_dict
+from ndavid.models.weights.original_moco import is_moco_release, load_moco_release
+from ndavid.models.weights.state_files import read_state_dict, write_state_dict
 
 __all__ = [
     "KeyReport",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.models.normalize import IMAGENET_MEAN, IMAGENET_STD
-from ndavid.models.state_files import write_state_dict
+from ndavid.models.weights.state_files import write_state_dict
 
 CONFIG_FILE = "config.json"
 
@@ -25,7 +25,7 @@ An encoder pretrained with ndavid. `config.json` names the network, the size of 
 the mean and deviation per channel by which its input, RGB in [0, 1], was normalised.
 
 ```python
-from ndavid.models.release import load_encoder
+from ndavid.models.weights.release import load_encoder
 
 encoder = load_encoder("this/folder")   # in eval mode; from the Hub: Encoder.from_pretrained("a/b")
 maps = encoder(clips)                   # (B, C, T, H, W), for image networks also (B, C, H, W)
@@ -130,7 +130,7 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="ndavid", model_card
     ) -> Encoder:
         """The mixin's way of asking how to load; unlike its own, it refuses weights that differ."""
         # Not on top: that module knows every encoder, and they are all built on this class.
-        from ndavid.models.release import load_encoder
+        from ndavid.models.weights.release import load_encoder
 
         folder = model_id
         if not Path(model_id).is_dir():

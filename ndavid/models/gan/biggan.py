@@ -10,7 +10,7 @@ batch norm is plain and the discriminator has no projection (NDA's code has one 
 
 from __future__ import annotations
 
-from ndavid.models.gan_networks import Discriminator, Generator, Init
+from ndavid.models.gan.networks import Discriminator, Generator, Init
 
 # Widths in units of the configured channels: the generator's first map and its blocks; the
 # discriminator's blocks. All but the last of those halve the size, at 32 px the first two.

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ndavid.models.conditional_batchnorm import ClassBatchNorm
-from ndavid.models.resampling_convs import PooledConv2d, UpsampledConv2d
+from ndavid.models.gan.conditional_batchnorm import ClassBatchNorm
+from ndavid.models.gan.resampling_convs import PooledConv2d, UpsampledConv2d
 
 
 class GeneratorBlock(nn.Module):

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
 from ndavid.models.batchnorm import flatten_batch_norms
-from ndavid.models.chain import ChannelsFirst, ImageChain, VideoChain
-from ndavid.models.cifar_stem import DEPTHS as CIFAR_DEPTHS
-from ndavid.models.cifar_stem import cifar_resnet
-from ndavid.models.encoder_base import ClipSizeError, Encoder, ImageEncoder
-from ndavid.models.mvit import PytorchvideoMvit, TorchvisionMvit
-from ndavid.models.precision import guard_cpu_bfloat16
-from ndavid.models.recomputation import run_recomputed
-from ndavid.models.residual_frames import ResidualFrames
-from ndavid.models.resnet2d3d import DEPTHS, HALF, ResNet2d3d
+from ndavid.models.cpu_convolutions import guard_cpu_bfloat16
+from ndavid.models.encoders.base import ClipSizeError, Encoder, ImageEncoder
+from ndavid.models.encoders.chain import ChannelsFirst, ImageChain, VideoChain
+from ndavid.models.encoders.cifar import DEPTHS as CIFAR_DEPTHS
+from ndavid.models.encoders.cifar import cifar_resnet
+from ndavid.models.encoders.mvit import PytorchvideoMvit, TorchvisionMvit
+from ndavid.models.encoders.recomputation import run_recomputed
+from ndavid.models.encoders.residual import ResidualFrames
+from ndavid.models.encoders.resnet2d3d import DEPTHS, HALF, ResNet2d3d
 
 Body = tuple[str, ...]
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ndavid.models.attention import SelfAttention
-from ndavid.models.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
-from ndavid.models.gan_blocks import DiscriminatorBlock, GeneratorBlock
-from ndavid.models.spectral_norm import spectral_norm
+from ndavid.models.gan.attention import SelfAttention
+from ndavid.models.gan.blocks import DiscriminatorBlock, GeneratorBlock
+from ndavid.models.gan.conditional_batchnorm import ClassBatchNorm, SyncedBatchNorm
+from ndavid.models.gan.spectral_norm import spectral_norm
 
 Init = Literal["normal", "orthogonal", "xavier", "original"]
 """How weights start. The first three: biases at zero, and all classes of batch norm alike.

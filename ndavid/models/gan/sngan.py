@@ -9,7 +9,7 @@ The paper's widths at 32 px are 256 and 128: 64 channels a unit in both networks
 
 from __future__ import annotations
 
-from ndavid.models.gan_networks import Discriminator, Generator, Init
+from ndavid.models.gan.networks import Discriminator, Generator, Init
 
 # Widths in units of the configured channels: the generator's first map and its blocks; the
 # discriminator's blocks, and which of those halve the size.

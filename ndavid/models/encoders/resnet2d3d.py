@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ndavid.models.encoder_base import Encoder
-from ndavid.models.recomputation import run_recomputed
+from ndavid.models.encoders.base import Encoder
+from ndavid.models.encoders.recomputation import run_recomputed
 
 Triple = tuple[int, int, int]
 

@@ -12,7 +12,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from ndavid.models.encoder_base import ClipSizeError, Encoder
+from ndavid.models.encoders.base import ClipSizeError, Encoder
 
 Triple = tuple[int, int, int]
 
