@@ -81,8 +81,7 @@ class Thumbnails(Encoder):
     """Clips (B, 3, T, 32, 32) -> (B, feature_dim, 1, 4, 4): patches averaged, and one matrix."""
 
     def __init__(self, feature_dim: int) -> None:
-        super().__init__()
-        self.name = "thumbnails"
+        super().__init__("thumbnails")
         self.feature_dim = feature_dim
         self.lift = nn.Conv3d(3, feature_dim, 1)
 

@@ -23,8 +23,9 @@ from ndavid.errors import CheckpointError, ConfigError
 from ndavid.locks import hold
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.mvit import MvitEncoder
+from ndavid.models.weights.checkpoint import Weights, open_checkpoint
 from ndavid.models.weights.export import Kind, export_encoder
-from ndavid.models.weights.release import Weights, load_encoder, read_config
+from ndavid.models.weights.release import load_encoder
 
 
 @dataclass(kw_only=True)
@@ -51,11 +52,10 @@ class ExportConfig:
     """an artefact that cannot be made is named, and no error"""
 
 
-def input_shape(config: ExportConfig, encoder: Encoder) -> tuple[int, ...]:
+def input_shape(config: ExportConfig, encoder: Encoder, run: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of one sample: as asked for, else as the network or the run has it."""
     if isinstance(encoder, MvitEncoder):
         return (3, *encoder.clip_size)
-    run = read_config(config.checkpoint)
     size = config.size or section(run, "augment").get("size")
     frames = trained_frames(run) if config.frames is None else config.frames
     if not size:
@@ -87,8 +87,9 @@ def main() -> None:
     config = parse(ExportConfig, sys.argv[1:], description=__doc__ or "")
     if not config.checkpoint or not config.output:
         raise ConfigError("give --checkpoint, the weights, and --output, a folder")
-    encoder = load_encoder(config.checkpoint, weights=config.weights)
-    shape = input_shape(config, encoder)
+    opened = open_checkpoint(config.checkpoint, config.weights)
+    encoder = load_encoder(opened)
+    shape = input_shape(config, encoder, opened.config)
     print(f"{encoder.name} for samples of {shape}")
     with hold(config.output):
         exports = export_encoder(

@@ -76,7 +76,7 @@ def main() -> None:
         print(f"{len(train)} images to train on, {len(held)} held out")
     in_memory = isinstance(source, MemoryImages)
     method = ClassificationMethod(
-        load_pooled("", config.model, len(train.classes), seed=seed).classifier,
+        load_pooled(None, config.model, len(train.classes), seed=seed).classifier,
         config.label_smoothing,
         augment=BatchAugment(config.augment) if in_memory else None,
     )

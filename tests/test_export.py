@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from ndavid.models.encoders.build import build_encoder
-from ndavid.models.weights.release import load_encoder, save_pretrained
+from ndavid.models.weights.release import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "export.py"
@@ -141,20 +141,17 @@ def test_frames_are_those_that_the_encoder_saw(
     assert recipe["trained_frames"](config) == frames
 
 
-def test_the_shape_comes_from_the_run_or_the_command_line(
-    recipe: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_shape_comes_from_the_run_or_the_command_line(recipe: dict[str, Any]) -> None:
     config: Callable[..., Any] = recipe["ExportConfig"]
     shape = recipe["input_shape"]
-    run = write_run(tmp_path / "run", MOCO_IMAGES | CLIPS)
+    run, saved = MOCO_IMAGES | CLIPS, {"encoder": "resnet2d3d10"}
     image_net, video_net = build_encoder("cifar:resnet20"), build_encoder("resnet2d3d10")
-    assert shape(config(checkpoint=str(run)), image_net) == (3, 8, 24, 24)
-    assert shape(config(checkpoint=str(run), frames=0, size=32), image_net) == (3, 32, 32)
-    assert shape(config(checkpoint=str(run), frames=4), video_net) == (3, 4, 24, 24)
-    save_pretrained(video_net, tmp_path / "saved")
+    assert shape(config(), image_net, run) == (3, 8, 24, 24)
+    assert shape(config(frames=0, size=32), image_net, run) == (3, 32, 32)
+    assert shape(config(frames=4), video_net, run) == (3, 4, 24, 24)
     with pytest.raises(Exception, match="give --frames"):
-        shape(config(checkpoint=str(tmp_path / "saved"), size=32), video_net)
+        shape(config(size=32), video_net, saved)
     with pytest.raises(Exception, match="give --size"):
-        shape(config(checkpoint=str(tmp_path / "saved"), frames=8), video_net)
+        shape(config(frames=8), video_net, saved)
     mvit = build_encoder("torchvision:mvit_v2_s")
-    assert shape(config(checkpoint=str(tmp_path / "saved")), mvit) == (3, 16, 224, 224)
+    assert shape(config(), mvit, saved) == (3, 16, 224, 224)

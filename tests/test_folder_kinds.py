@@ -83,16 +83,14 @@ def test_a_run_of_an_evaluator_gets_that_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given: list[Any] = []
-    monkeypatch.setattr(knn, "measure_folds", lambda config, measure: given.append(config))
-    monkeypatch.setattr(knn, "pool_confusions", lambda found: found)
 
-    def write(found: Any, config: Any) -> None:
+    def measure(config: Any, classify: Any) -> None:
         given.append(config)
         assert (tmp_path / config.output).is_dir()  # held while it is measured
 
-    monkeypatch.setattr(knn, "write_result", write)
+    monkeypatch.setattr(knn, "measure_folds", measure)
     knn.run(knn.KnnConfig(checkpoint="weights/r18.pth"))
-    assert [config.output for config in given] == ["runs/r18-knn"] * 2
+    assert [config.output for config in given] == ["runs/r18-knn"]
 
 
 def test_no_config_of_an_evaluator_names_one_folder_for_every_checkpoint() -> None:

@@ -23,8 +23,7 @@ class ToyEncoder(Encoder):
     feature_dim = 8
 
     def __init__(self, norm: Callable[[int], nn.Module] = lambda width: nn.GroupNorm(2, width)):
-        super().__init__()
-        self.name = "toy"
+        super().__init__("toy")
         self.net = nn.Sequential(
             nn.Conv3d(3, 8, 3, stride=(1, 2, 2), padding=1),
             norm(8),

@@ -303,7 +303,7 @@ def _write(
     found = compare(scored, config.resamples, generator(config.seed, "anomaly bootstrap"))
     metrics, details = _numbers(found, columns)
     shares = _shares(scored)
-    provenance = trace_images(config.checkpoint, config.data, len(scored["test"].scores))
+    provenance = trace_images(loaded.opened, config.data, len(scored["test"].scores))
     protocol = describe_images(columns.views, config.data, columns.test, split=config.data.split)
     protocol.num_images = len(scored["test"].scores)
     protocol.num_bad = len(scored["test"].bad)
@@ -320,7 +320,7 @@ def _write(
         protocol=protocol,
         network=f"{loaded.gan.config.architecture} discriminator",
         chances=_chances(metrics, shares, columns),
-        checkpoint={"path": config.checkpoint, "sha256": loaded.discriminator_digest},
+        checkpoint={"path": config.checkpoint, "sha256": loaded.opened.digest},
         seed=config.seed,
         seconds=seconds,
         environment=describe_environment(
@@ -450,7 +450,7 @@ def _notes(
             "NDA columns: test images against broken copies of themselves; no other data, and in "
             "no mean."
         )
-    run_of_ours = training_run(config.checkpoint)
+    run_of_ours = training_run(loaded.opened)
     if run_of_ours is not None:
         notes += run_of_ours.notes_on_operations() + run_of_ours.notes_on_classes(config.data)
     return notes

@@ -386,7 +386,7 @@ def classification_details(predictions: PerItem, classes: Sequence[str]) -> dict
 def pool_confusions(result: Result) -> Result:
     """Returns a mean over folds with the folds' confusion matrices added up; else as it came."""
     folds = result.details.get("folds")
-    if not folds:
+    if not folds or "confusion" not in folds[0]:
         return result
     classes = folds[0]["classes"]
     confusion = torch.tensor([fold["confusion"] for fold in folds]).sum(0)

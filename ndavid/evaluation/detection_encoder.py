@@ -7,11 +7,11 @@ from typing import Any
 
 from ndavid.collectives import rank
 from ndavid.errors import ConfigError
-from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
+from ndavid.evaluation.pretrained import EncoderConfig, load_pooled, open_weights
 from ndavid.evaluation.provenance import training_run
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.build import build_encoder
-from ndavid.models.weights.release import Weights
+from ndavid.models.weights.checkpoint import LoadedCheckpoint, Weights
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ def load_backbone(checkpoint: str, config: BackboneConfig, *, seed: int) -> Back
     """Returns the encoder of ``checkpoint``; where that is empty, the library's or a random one.
 
     Args:
-        checkpoint: As ``pretrained.load_classifier`` takes it.
+        checkpoint: As ``pretrained.open_weights`` takes it.
         config: The encoder's name and weights.
         seed: Draws random weights.
 
@@ -62,12 +62,13 @@ def load_backbone(checkpoint: str, config: BackboneConfig, *, seed: int) -> Back
     if not config.library_weights:
         # Its linear layer is not used: the detector has a head of its own.
         wanted = EncoderConfig(encoder=config.encoder, weights=config.weights)
-        loaded = load_pooled(checkpoint, wanted, num_classes=1, seed=seed)
+        opened = open_weights(checkpoint, wanted)
+        loaded = load_pooled(opened, wanted, num_classes=1, seed=seed)
         return Backbone(
             loaded.classifier.encoder,
             loaded.source,
             loaded.key_report,
-            _pretraining(checkpoint),
+            _pretraining(opened),
             notes=() if checkpoint else ("The encoder's weights are random.",),
         )
     if checkpoint or not config.encoder:
@@ -78,9 +79,9 @@ def load_backbone(checkpoint: str, config: BackboneConfig, *, seed: int) -> Back
     return Backbone(build_encoder(config.encoder, pretrained=True), notes=(note,))
 
 
-def _pretraining(checkpoint: str) -> dict[str, Any]:
+def _pretraining(opened: LoadedCheckpoint | None) -> dict[str, Any]:
     """The run behind a checkpoint and its data, in the form that reports show."""
-    run = training_run(checkpoint) if checkpoint else None
+    run = training_run(opened)
     if run is None:
         return {}
     return {

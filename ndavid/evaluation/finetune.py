@@ -41,14 +41,15 @@ from ndavid.evaluation.data_warnings import (
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.paper_compat import NOTES, Subset, draw_subset, long_enough
 from ndavid.evaluation.prepared_files import PreparedFiles
-from ndavid.evaluation.pretrained import load_classifier, locate_each
+from ndavid.evaluation.pretrained import load_classifier, open_folds
 from ndavid.evaluation.protocol import Protocol, ProtocolName, Result, mean_over_folds
-from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
+from ndavid.evaluation.provenance import gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import TrainingConfig, VideoConfig
 from ndavid.evaluation.training import Trial, build_method, training_yaml
 from ndavid.evaluation.views import describe, labelled, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
+from ndavid.models.weights.checkpoint import LoadedCheckpoint
 from ndavid.ranges import AT_LEAST_1, check_ranges
 
 # Keys that only matter after training.
@@ -100,8 +101,8 @@ def run(config: FinetuneConfig) -> Result:
         device=config.run.device, data_timeout=config.run.data_timeout
     )  # Ranks know each other before they print or load.
     manifest = open_manifest(config.manifest)
-    locate_each(config.checkpoint, config.folds)
-    results = [_trial(config, manifest, fold).run() for fold in config.folds]
+    opened = open_folds(config.checkpoint, config.model, config.folds)
+    results = [_trial(config, manifest, *each).run() for each in opened.items()]
     result = pool_confusions(mean_over_folds(results))
     return write_outputs(
         result,
@@ -109,17 +110,18 @@ def run(config: FinetuneConfig) -> Result:
         config.output,
         config.manifest,
         backend=config.views.backend,
-        pictures=gallery(config.checkpoint, config.folds),
+        pictures=gallery(opened.values()),
     )
 
 
-def _trial(config: FinetuneConfig, manifest: Manifest, fold: int) -> Trial:
+def _trial(
+    config: FinetuneConfig, manifest: Manifest, fold: int, opened: LoadedCheckpoint | None
+) -> Trial:
     """One fold; everything that a wrong config or manifest can break is looked at here."""
     task = _Fold(config, manifest, fold)
-    weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), manifest.root, fold)
+    provenance = trace(opened, manifest.select(config.split, fold), manifest.root, fold)
     loaded = load_classifier(
-        weights, config.model, config.views, len(manifest.classes), seed=config.run.seed
+        opened, config.model, config.views, len(manifest.classes), seed=config.run.seed
     )
     return Trial(
         name=config.task_name(),

@@ -22,11 +22,12 @@ from ndavid.evaluation.image_views import (
     describe_images,
     open_labelled,
 )
-from ndavid.evaluation.pretrained import load_pooled
+from ndavid.evaluation.pretrained import load_pooled, open_weights
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import gallery, trace_images
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import FrozenSettings, ImageConfig
+from ndavid.models.weights.checkpoint import LoadedCheckpoint
 
 
 @dataclass(kw_only=True)
@@ -78,8 +79,9 @@ def load_images(
     train_source, test_source = open_labelled(config.data, config.test_split)
     train_source = share_of_labels(train_source, label_fraction, seed)
     tested = measured_images(config)
-    provenance = trace_images(config.checkpoint, tested, len(test_source))
-    loaded = load_pooled(config.checkpoint, config.model, len(train_source.classes), seed=seed)
+    opened = open_weights(config.checkpoint, config.model)
+    provenance = trace_images(opened, tested, len(test_source))
+    loaded = load_pooled(opened, config.model, len(train_source.classes), seed=seed)
     extract = Extraction(
         loaded.classifier,
         at,
@@ -137,6 +139,8 @@ def positions(source: ImageSource) -> list[str]:
     return [str(index) for index in range(len(source))]
 
 
-def write_image_result(result: Result, config: ImageConfig) -> Result:
+def write_image_result(
+    result: Result, config: ImageConfig, opened: LoadedCheckpoint | None
+) -> Result:
     """Writes result, outcomes and report into the output folder; returns the result."""
-    return write_outputs(result, config, config.output, pictures=gallery(config.checkpoint))
+    return write_outputs(result, config, config.output, pictures=gallery([opened]))

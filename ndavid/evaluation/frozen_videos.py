@@ -12,7 +12,7 @@ import torch
 from ndavid.data.manifest import Manifest
 from ndavid.engine.distributed import make_accelerator
 from ndavid.evaluation.broken_clips import BrokenCopies, BrokenViews
-from ndavid.evaluation.classify import TestDataset
+from ndavid.evaluation.classify import TestDataset, pool_confusions
 from ndavid.evaluation.data_warnings import (
     Asked,
     absent_classes,
@@ -24,12 +24,13 @@ from ndavid.evaluation.data_warnings import (
 from ndavid.evaluation.features import Extraction, video_digest
 from ndavid.evaluation.frozen import Frozen
 from ndavid.evaluation.prepared_files import PreparedFiles
-from ndavid.evaluation.pretrained import load_classifier, locate_each
+from ndavid.evaluation.pretrained import load_classifier, open_folds
 from ndavid.evaluation.protocol import Result, mean_over_folds
-from ndavid.evaluation.provenance import checkpoint_of, gallery, trace
+from ndavid.evaluation.provenance import gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import FrozenSettings, VideoConfig
 from ndavid.evaluation.views import ViewsConfig, describe, open_manifest, views_dataset
+from ndavid.models.weights.checkpoint import LoadedCheckpoint
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ def measure_folds(
     asked: Asked = "class",
     broken: BrokenCopies | None = None,
 ) -> Result:
-    """Returns the mean over the folds of what ``measure`` finds on each.
+    """Measures each fold, writes the mean over them into the output folder, and returns it.
 
     Args:
         config: What is measured on what.
@@ -70,12 +71,18 @@ def measure_folds(
         CheckpointError: If a fold's checkpoint is missing or damaged, before the first is measured.
     """
     device = make_accelerator(device=config.device).device
-    locate_each(config.checkpoint, config.folds)
-    return mean_over_folds(
-        [
-            measure(config, load_fold(config, fold, device, asked=asked, broken=broken))
-            for fold in config.folds
-        ]
+    opened = open_folds(config.checkpoint, config.model, config.folds)
+    results = [
+        measure(config, load_fold(config, fold, device, weights, asked=asked, broken=broken))
+        for fold, weights in opened.items()
+    ]
+    return write_outputs(
+        pool_confusions(mean_over_folds(results)),
+        config,
+        config.output,
+        config.manifest,
+        backend=config.views.backend,
+        pictures=gallery(opened.values()),
     )
 
 
@@ -83,11 +90,12 @@ def load_fold(
     config: FrozenVideosConfig,
     fold: int,
     device: torch.device,
+    opened: LoadedCheckpoint | None,
     *,
     asked: Asked = "class",
     broken: BrokenCopies | None = None,
 ) -> FrozenFold:
-    """Returns the features of one fold, computed on ``device`` or read from the cache.
+    """Returns one fold's features by the opened weights, computed or read from the cache.
 
     Of each video they are those of its views, (M, V, D); with ``broken`` those of its views and
     then of each kind of copy, (M, looks * V, D).
@@ -98,9 +106,8 @@ def load_fold(
     """
     started = time.monotonic()
     views, manifest = config.views, open_manifest(config.manifest)
-    weights = checkpoint_of(config.checkpoint, fold)
-    provenance = trace(weights, manifest.select(config.split, fold), manifest.root, fold)
-    loaded = load_classifier(weights, config.model, views, len(manifest.classes), seed=config.seed)
+    provenance = trace(opened, manifest.select(config.split, fold), manifest.root, fold)
+    loaded = load_classifier(opened, config.model, views, len(manifest.classes), seed=config.seed)
     extract = Extraction(
         loaded.classifier,
         device,
@@ -151,16 +158,4 @@ def load_fold(
         started=started,
         fold=fold,
         manifest=manifest,
-    )
-
-
-def write_result(result: Result, config: FrozenVideosConfig) -> Result:
-    """Writes result, outcomes and report into the output folder; returns the result."""
-    return write_outputs(
-        result,
-        config,
-        config.output,
-        config.manifest,
-        backend=config.views.backend,
-        pictures=gallery(config.checkpoint, config.folds),
     )

@@ -70,7 +70,8 @@ from ndavid.evaluation.provenance import training_run
 from ndavid.evaluation.report import Picture, write_outputs
 from ndavid.evaluation.settings import feature_folder
 from ndavid.models.batchnorm import drop_running_stats
-from ndavid.models.weights.release import LoadedGan, Weights, load_gan
+from ndavid.models.weights.checkpoint import LoadedCheckpoint, Weights
+from ndavid.models.weights.release import LoadedGan, load_gan
 
 _SPLITS_OF_IS = 10
 _FEWEST = 20
@@ -261,11 +262,11 @@ class _Evaluation:
         notes = [f"Samples of {checkpoint}, step {loaded.step}, {kind}."]
         card = self._card()
         notes.append(f"Batch norm by {card['batch norm']}; pixels {card['pixels']}.")
-        notes += self._notes_on_training(config.checkpoint, loaded.gan.config.image_size)
+        notes += self._notes_on_training(loaded.opened, loaded.gan.config.image_size)
         return _Generated(
             features=samples.features(self.compute),
             sheet=samples.sheet(),
-            source={"path": checkpoint, "sha256": loaded.digest},
+            source={"path": checkpoint, "sha256": loaded.generator.digest},
             selection=f"{chosen_by}: step {loaded.step}, {kind}",
             notes=notes,
             details={"step": loaded.step, "ema": loaded.ema, "choice": table},
@@ -341,13 +342,13 @@ class _Evaluation:
             floored=config.pixels == "floored",
         )
 
-    def _notes_on_training(self, checkpoint: str, made_at: int) -> list[str]:
+    def _notes_on_training(self, opened: LoadedCheckpoint, made_at: int) -> list[str]:
         """What of a GAN's training a reader of its numbers must know."""
         reference, size = self.config.reference, self.config.views.size
         notes = []
         if made_at != size:
             notes.append(f"Images are made at {made_at} px and compared at {size} px.")
-        trained = training_run(checkpoint)
+        trained = training_run(opened)
         if trained is None:
             return notes
         if share_images(reference, trained.data):
@@ -397,8 +398,8 @@ class _Evaluation:
             notes += space.notes
         if any(space.frechet == "fcd" for space in self.spaces):
             notes.append("fcd and kcd are no FID and KID: compare them in the same features only.")
-            classifier = training_run(config.classifier)
-            if classifier is not None and share_images(config.reference, classifier.data):
+            classifiers = [training_run(space.opened) for space in self.spaces]
+            if any(c is not None and share_images(config.reference, c.data) for c in classifiers):
                 notes.append("The classifier was trained on the reference images.")
         notes.append(
             "The kernel distance is the mean over disjoint subsets of at most "

@@ -26,7 +26,7 @@ from ndavid.evaluation.protocol import file_digest, load_result
 from ndavid.evaluation.report import RESULT_FILE
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.normalize import Normalize
-from ndavid.models.weights.release import read_config
+from ndavid.models.weights.checkpoint import LoadedCheckpoint, open_checkpoint
 from ndavid.models.weights.state_files import read_state_dict
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -55,6 +55,7 @@ class FeatureSpace:
         resizer: In words, what the network does to the size of what it is given.
         about: In words, what the network is.
         notes: What a reader of the numbers must know.
+        opened: The weights, where they are a checkpoint of ours.
     """
 
     network: nn.Module
@@ -67,6 +68,7 @@ class FeatureSpace:
     resizer: str
     about: str
     notes: tuple[str, ...] = field(default=())
+    opened: LoadedCheckpoint | None = None
 
     def name(self, metric: str) -> str:
         """Returns a metric's name with the digits that say whose features it is of."""
@@ -120,8 +122,10 @@ def classifier_space(checkpoint: str, size: int) -> FeatureSpace:
     Raises:
         CheckpointError: If it is not one.
     """
-    loaded = load_pooled(checkpoint, EncoderConfig(), 1, seed=0)
-    trained_at = _training_size(checkpoint)
+    opened = open_checkpoint(checkpoint)
+    loaded = load_pooled(opened, EncoderConfig(), 1, seed=0)
+    augment = opened.config.get("augment")
+    trained_at = augment.get("size") if isinstance(augment, dict) else None
     notes = list(loaded.notes)
     if trained_at not in (None, size):
         notes.append(f"The classifier was trained at {trained_at} px and sees images at {size} px.")
@@ -131,11 +135,12 @@ def classifier_space(checkpoint: str, size: int) -> FeatureSpace:
         logits=0,
         frechet="fcd",
         kernel="kcd",
-        path=loaded.source["path"],
-        sha256=loaded.source["sha256"],
+        path=str(opened.path),
+        sha256=opened.digest,
         resizer="none",
         about=f"{loaded.encoder}, a classifier{_held_out_accuracy(checkpoint)}",
         notes=tuple(notes),
+        opened=opened,
     )
 
 
@@ -203,11 +208,6 @@ def _downloaded() -> Path:
         reason = f"could not be downloaded: {error}; give a local file by --inception-weights"
         raise DataError(INCEPTION_URL, reason) from error
     return path
-
-
-def _training_size(checkpoint: str) -> int | None:
-    augment = read_config(checkpoint).get("augment")
-    return augment.get("size") if isinstance(augment, dict) else None
 
 
 def _held_out_accuracy(checkpoint: str) -> str:

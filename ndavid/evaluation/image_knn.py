@@ -30,4 +30,5 @@ class ImageKnnConfig(FrozenImagesConfig, KnnSettings):
 @alone_in_output
 def run(config: ImageKnnConfig) -> Result:
     """Classifies the test images, writes ``result.json`` and returns it."""
-    return write_image_result(classify_by_neighbours(load_frozen_images(config), config), config)
+    frozen = load_frozen_images(config)
+    return write_image_result(classify_by_neighbours(frozen, config), config, frozen.loaded.opened)

@@ -133,7 +133,7 @@ def _probe_features(config: ImageLinearConfig) -> Result:
         },
         outcomes=top_outcomes(predictions, frozen.test.names),
     )
-    return write_image_result(result, config)
+    return write_image_result(result, config, frozen.loaded.opened)
 
 
 def held_out(labels: Tensor, fraction: float, seed: int) -> Tensor:

@@ -26,7 +26,7 @@ from ndavid.evaluation.frozen_images import (
     write_image_result,
 )
 from ndavid.evaluation.image_views import ImageViews, describe_images, open_labelled
-from ndavid.evaluation.pretrained import Pretrained, load_pooled
+from ndavid.evaluation.pretrained import Pretrained, load_pooled, open_weights
 from ndavid.evaluation.protocol import Protocol, Result
 from ndavid.evaluation.provenance import trace_images
 from ndavid.evaluation.settings import ImageConfig, TrainingConfig
@@ -144,7 +144,8 @@ def label_notes(fraction: float, count: int) -> list[str]:
 
 def load_for_task(config: ImageTrainingConfig, task: ImageTask) -> Pretrained:
     """Returns the classifier for a task, with the weights that the config names."""
-    return load_pooled(config.checkpoint, config.model, len(task.classes), seed=config.run.seed)
+    opened = open_weights(config.checkpoint, config.model)
+    return load_pooled(opened, config.model, len(task.classes), seed=config.run.seed)
 
 
 def run_trial(
@@ -160,11 +161,11 @@ def run_trial(
         task=task,
         method=build_method(loaded, frozen=frozen, label_smoothing=config.label_smoothing),
         loaded=loaded,
-        provenance=trace_images(config.checkpoint, measured_images(config), len(task.tested)),
+        provenance=trace_images(loaded.opened, measured_images(config), len(task.tested)),
         folder=Path(config.output) / RUN_FOLDER,
         config_yaml=training_yaml(config, loaded, without=_TEST_KEYS, extra={}),
     )
-    return write_image_result(trial.run(), config)
+    return write_image_result(trial.run(), config, loaded.opened)
 
 
 def meet_ranks(config: ImageTrainingConfig) -> None:

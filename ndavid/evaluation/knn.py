@@ -17,7 +17,6 @@ from ndavid.evaluation.classify import (
     PerItem,
     accuracies,
     classification_details,
-    pool_confusions,
     top_outcomes,
 )
 from ndavid.evaluation.frozen import Frozen
@@ -25,7 +24,6 @@ from ndavid.evaluation.frozen_videos import (
     FrozenFold,
     FrozenVideosConfig,
     measure_folds,
-    write_result,
 )
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.neighbours import TEMPERATURE, too_many_neighbours, vote
@@ -67,7 +65,7 @@ class KnnConfig(FrozenVideosConfig, KnnSettings):
 @alone_in_output
 def run(config: KnnConfig) -> Result:
     """Classifies the videos of every fold, writes ``result.json`` and returns it."""
-    return write_result(pool_confusions(measure_folds(config, _classify_fold)), config)
+    return measure_folds(config, _classify_fold)
 
 
 def _classify_fold(config: KnnConfig, fold: FrozenFold) -> Result:

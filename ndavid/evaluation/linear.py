@@ -15,14 +15,12 @@ from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import (
     accuracies,
     classification_details,
-    pool_confusions,
     top_outcomes,
 )
 from ndavid.evaluation.frozen_videos import (
     FrozenFold,
     FrozenVideosConfig,
     measure_folds,
-    write_result,
 )
 from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
@@ -55,7 +53,7 @@ class LinearConfig(FrozenVideosConfig, RegressionConfig):
 @alone_in_output
 def run(config: LinearConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
-    return write_result(pool_confusions(measure_folds(config, _probe_fold)), config)
+    return measure_folds(config, _probe_fold)
 
 
 def _probe_fold(config: LinearConfig, fold: FrozenFold) -> Result:

@@ -37,7 +37,6 @@ from ndavid.evaluation.frozen_videos import (
     FrozenFold,
     FrozenVideosConfig,
     measure_folds,
-    write_result,
 )
 from ndavid.evaluation.intervals import mean_of_items
 from ndavid.evaluation.outcomes import outcomes_of
@@ -116,8 +115,7 @@ class Probed:
 def run(config: MotionConfig) -> Result:
     """Probes every fold, writes ``result.json`` and returns it."""
     broken = BrokenCopies(tuple(BROKEN.values()), config.seed)
-    result = measure_folds(config, _probe_fold, asked="motion", broken=broken)
-    return write_result(result, config)
+    return measure_folds(config, _probe_fold, asked="motion", broken=broken)
 
 
 def _probe_fold(config: MotionConfig, fold: FrozenFold) -> Result:

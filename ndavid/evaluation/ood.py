@@ -102,7 +102,7 @@ def run(config: OodConfig) -> Result:
     result = _compare(config, frozen, against)
     result.protocol.warn(*on_unchanged(left_out))
     result.details["unchanged"] = left_out
-    return write_image_result(result, config)
+    return write_image_result(result, config, frozen.loaded.opened)
 
 
 # ---- features -----------------------------------------------------------------------------------

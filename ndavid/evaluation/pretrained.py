@@ -11,15 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from ndavid.checkpoint_files import COMPLETE_FILE, EMA_FILE, FOLDER, MODEL_FILE
 from ndavid.collectives import rank
-from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.rng import seeded
 from ndavid.errors import CheckpointError, ConfigError, printable_lines
-from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.provenance import checkpoint_of
 from ndavid.evaluation.views import ViewsConfig
 from ndavid.models.batchnorm import has_running_stats
@@ -27,12 +23,11 @@ from ndavid.models.classifier import DpcClassifier, EncoderClassifier, HeadInit
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.checkpoint import LoadedCheckpoint, Weights, open_checkpoint
 from ndavid.models.weights.matching import compare, find_prefix
-from ndavid.models.weights.release import Weights, load_dpc, load_encoder
-from ndavid.models.weights.state_files import read_state_dict
+from ndavid.models.weights.release import load_dpc, load_encoder
 
 MIN_FRACTION = 0.95
-WEIGHTS_FILES: dict[Weights, str] = {"model": MODEL_FILE, "ema": EMA_FILE}
 
 Classifier = DpcClassifier | EncoderClassifier
 
@@ -75,104 +70,115 @@ class Pretrained:
     Attributes:
         classifier: DpcClassifier or EncoderClassifier.
         encoder: The encoder's name.
-        source: Path and SHA-256 of the weights; empty for random ones.
+        opened: The checkpoint; None for random weights.
         key_report: Which tensors of the encoder are those of the file; empty for random ones.
         notes: What a reader of the numbers must know about the weights.
     """
 
     classifier: Classifier
     encoder: str
-    source: dict[str, str] = field(default_factory=dict)
+    opened: LoadedCheckpoint | None = None
     key_report: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def source(self) -> dict[str, str]:
+        """Path and SHA-256 of the weights; empty for random ones."""
+        return {} if self.opened is None else source_of(self.opened)
+
+
+def source_of(opened: LoadedCheckpoint) -> dict[str, str]:
+    """Returns path and SHA-256 of weights, as a Result names them."""
+    return {"path": str(opened.path), "sha256": opened.digest}
+
+
+def open_weights(checkpoint: str, config: EncoderConfig) -> LoadedCheckpoint | None:
+    """Returns the checkpoint, read once and verified; None where random weights are asked for.
+
+    Args:
+        checkpoint: A run's folder, one of its ``checkpoints/step_N``, a folder of
+            ``save_pretrained``, or a file of the original DPC or MoCo; empty for random weights.
+        config: Says which of a run's weights.
+
+    Raises:
+        CheckpointError: If it is none of these, damaged, or lacks the averaged weights.
+    """
+    return open_checkpoint(checkpoint, config.weights) if checkpoint else None
+
+
+def open_folds(
+    checkpoint: str, config: EncoderConfig, folds: Sequence[int]
+) -> dict[int, LoadedCheckpoint | None]:
+    """Returns each fold's checkpoint, all of them before the first fold costs hours.
+
+    Args:
+        checkpoint: As ``open_weights`` takes it; ``{fold}`` in it stands for the fold's number.
+        config: As there.
+        folds: Numbers of the folds.
+    """
+    paths = {fold: checkpoint_of(checkpoint, fold) for fold in folds}
+    opened = {path: open_weights(path, config) for path in dict.fromkeys(paths.values())}
+    return {fold: opened[path] for fold, path in paths.items()}
+
 
 def load_classifier(
-    checkpoint: str,
+    opened: LoadedCheckpoint | None,
     config: ClassifierConfig,
     views: ViewsConfig,
     num_classes: int,
     *,
     seed: int,
 ) -> Pretrained:
-    """Returns a classifier of videos: encoder of ``checkpoint``, or random where it is empty.
+    """Returns a classifier of videos: encoder of a checkpoint, or random where there is none.
 
     Args:
-        checkpoint: A run's folder, one of its ``checkpoints/step_N``, a folder of
-            ``save_pretrained``, or a file of the original DPC.
+        opened: The checkpoint.
         config: Encoder and head.
         views: Their blocks are what a dpc head is run on.
         num_classes: Outputs of the head.
         seed: Draws what is not in the checkpoint.
 
     Raises:
-        CheckpointError: If it is not a checkpoint, holds another encoder than asked for, no
-            averaged weights where they are asked for, or under 95% of the encoder's tensors are
-            those of the file.
+        CheckpointError: If it holds another encoder than asked for, or under 95% of the encoder's
+            tensors are those of the file.
         ConfigError: If a random encoder is asked for without a name, or a dpc head without blocks.
     """
     if config.head == "pool":
-        return load_pooled(checkpoint, config, num_classes, seed=seed)
+        return load_pooled(opened, config, num_classes, seed=seed)
     if views.sampling != "blocks":
         raise ConfigError("model.head: dpc reads blocks; set views.sampling: blocks, or head: pool")
     with seeded(seed, "init"):
-        if not checkpoint:
+        if opened is None:
             dpc = _random_dpc(_name_of_random(config), views)
             classifier = DpcClassifier(
                 dpc, num_classes, dropout=config.dropout, head_init=config.head_init or "orthogonal"
             )
             return _random(classifier, config)
-        path = locate(checkpoint)
-        pretrained = _stored_dpc(path, config, views)
+        pretrained = _stored_dpc(opened, views)
         classifier = DpcClassifier.from_dpc(
             pretrained,
             num_classes,
             dropout=config.dropout,
             head_init=config.head_init or "orthogonal",
         )
-        return _verified(path, config, classifier, pretrained.config.encoder)
+        return _verified(opened, config, classifier, pretrained.config.encoder)
 
 
 def load_pooled(
-    checkpoint: str, config: EncoderConfig, num_classes: int, *, seed: int
+    opened: LoadedCheckpoint | None, config: EncoderConfig, num_classes: int, *, seed: int
 ) -> Pretrained:
     """Returns a classifier of images or clips on the mean of an encoder's last map.
 
     Arguments and errors are those of ``load_classifier``, without a dpc head's.
     """
     with seeded(seed, "init"):
-        if not checkpoint:
+        if opened is None:
             encoder = build_encoder(_name_of_random(config))
             return _random(_pool_classifier(encoder, config, num_classes), config)
-        path = locate(checkpoint)
-        encoder = load_encoder(path, weights=config.weights)
-        return _verified(path, config, _pool_classifier(encoder, config, num_classes), encoder.name)
-
-
-def locate(checkpoint: str) -> Path:
-    """Returns the file or folder to read: of a run, its newest checkpoint, digests verified.
-
-    Raises:
-        CheckpointError: If there is none, or it is damaged.
-    """
-    path = Path(checkpoint)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    of_a_run = (path / FOLDER).is_dir()
-    if of_a_run or (path / COMPLETE_FILE).exists():
-        return engine_checkpoint.resolve(path)
-    return path
-
-
-def locate_each(checkpoint: str, folds: Sequence[int]) -> None:
-    """Checks, before the first fold costs hours, that every fold's checkpoint is there.
-
-    Raises:
-        CheckpointError: As `locate`.
-    """
-    for path in dict.fromkeys(checkpoint_of(checkpoint, fold) for fold in folds):
-        if path:
-            locate(path)
+        encoder = load_encoder(opened)
+        return _verified(
+            opened, config, _pool_classifier(encoder, config, num_classes), encoder.name
+        )
 
 
 def _name_of_random(config: EncoderConfig) -> str:
@@ -199,8 +205,8 @@ def _random_dpc(encoder: str, views: ViewsConfig) -> DpcConfig:
     )
 
 
-def _stored_dpc(path: Path, config: EncoderConfig, views: ViewsConfig) -> DPC:
-    dpc = load_dpc(path, weights=config.weights)
+def _stored_dpc(opened: LoadedCheckpoint, views: ViewsConfig) -> DPC:
+    dpc = load_dpc(opened)
     dpc.config = dataclasses.replace(
         dpc.config,
         num_blocks=views.num_blocks,
@@ -210,24 +216,24 @@ def _stored_dpc(path: Path, config: EncoderConfig, views: ViewsConfig) -> DPC:
     return dpc
 
 
-def _verified(path: Path, config: EncoderConfig, classifier: Classifier, name: str) -> Pretrained:
+def _verified(
+    opened: LoadedCheckpoint, config: EncoderConfig, classifier: Classifier, name: str
+) -> Pretrained:
     """The classifier with its report, after comparing its encoder with the file's, by values."""
     if config.encoder and config.encoder != name:
         raise CheckpointError(
-            f"{path}: holds the encoder {name}, but model.encoder asks for {config.encoder}"
+            f"{opened.path}: holds the encoder {name}, but model.encoder asks for {config.encoder}"
         )
-    weights = path / WEIGHTS_FILES[config.weights] if path.is_dir() else path
-    stored = read_state_dict(weights)
-    prefix = find_prefix(classifier.encoder, stored)
-    report = compare(classifier.encoder, stored, prefix=prefix, values=True)
+    prefix = find_prefix(classifier.encoder, opened.weights)
+    report = compare(classifier.encoder, opened.weights, prefix=prefix, values=True)
     if rank() == 0:
-        print(printable_lines(f"{weights}: encoder: {report}"))
+        print(printable_lines(f"{opened.path}: encoder: {report}"))
     if report.fraction < MIN_FRACTION:
-        raise CheckpointError(f"{path}: the encoder does not hold this checkpoint: {report}")
+        raise CheckpointError(f"{opened.path}: the encoder does not hold this checkpoint: {report}")
     return Pretrained(
         classifier,
         name,
-        source={"path": str(weights), "sha256": file_digest(weights)},
+        opened,
         # Lists, as they come back out of a Result's JSON.
         key_report={
             "fraction": report.fraction,

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
-from ndavid.checkpoint_files import FOLDER
 from ndavid.data.clip_sets import clip_records
 from ndavid.data.images import ImageDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.shard_index import locate
 from ndavid.engine.position import describe_move
-from ndavid.errors import CheckpointError, NdavidError
+from ndavid.errors import NdavidError
 from ndavid.evaluation.image_views import chosen_classes, share_images
 from ndavid.evaluation.report import Picture
+from ndavid.models.weights.checkpoint import LoadedCheckpoint
 
 GALLERY_FILE = "negatives.png"
 
@@ -112,26 +110,11 @@ def checkpoint_of(checkpoint: str, fold: int) -> str:
     return checkpoint.replace(_FOLD, str(fold))
 
 
-def training_run(checkpoint: str) -> TrainingRun | None:
-    """Returns the run that ``checkpoint`` belongs to, None where it is no run of ours.
-
-    Args:
-        checkpoint: A run's folder, one of its ``checkpoints/step_N``, or the weights in one.
-
-    Raises:
-        CheckpointError: If the run's ``config.yaml`` cannot be read.
-    """
-    path = Path(checkpoint).absolute()
-    folder = path.parent if path.is_file() else path
-    run = folder.parents[1] if folder.parent.name == FOLDER else folder
-    config = run / "config.yaml"
-    if not (run / FOLDER).is_dir() or not config.is_file():
+def training_run(opened: LoadedCheckpoint | None) -> TrainingRun | None:
+    """Returns the run that weights belong to, None where it is no run of ours."""
+    if opened is None or (run := opened.run) is None:
         return None
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{config}: cannot be read: {error}") from error
-    values = values if isinstance(values, Mapping) else {}
+    values = opened.config
     as_real = [_word(values, "augment", key) for key in ("real", "every")]
     return TrainingRun(
         folder=run,
@@ -174,7 +157,9 @@ def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) -> Provenance:
+def trace(
+    opened: LoadedCheckpoint | None, tested: Sequence[ClipRecord], root: Path, fold: int
+) -> Provenance:
     """Returns where weights come from, and how many of the tested videos they have seen.
 
     Videos are the same when their paths in the two manifests are, whatever the file's suffix: a
@@ -183,14 +168,14 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) 
     the same too), and when their files are the same.
 
     Args:
-        checkpoint: As ``training_run`` takes it; empty for random weights.
+        opened: The weights; None for random ones.
         tested: The videos of the test.
         root: What their paths are relative to.
         fold: The fold they are of, named in the note.
     """
-    if not checkpoint:
+    if opened is None:
         return Provenance()
-    run = training_run(checkpoint)
+    run = training_run(opened)
     if run is None or not (where := run.describe()):
         return _unrecorded("videos")
     seen = _count_seen(run, tested, root)
@@ -215,19 +200,21 @@ def trace(checkpoint: str, tested: Sequence[ClipRecord], root: Path, fold: int) 
     return Provenance(details, run.moves)
 
 
-def trace_images(checkpoint: str, tested: ImageDataConfig, count: int) -> Provenance:
+def trace_images(
+    opened: LoadedCheckpoint | None, tested: ImageDataConfig, count: int
+) -> Provenance:
     """Returns where weights come from, and whether they were trained on the tested images.
 
     Two sets are the same where source and split are, and for folders and archives the place too.
 
     Args:
-        checkpoint: As ``training_run`` takes it; empty for random weights.
+        opened: The weights; None for random ones.
         tested: The images of the test.
         count: How many they are.
     """
-    if not checkpoint:
+    if opened is None:
         return Provenance()
-    run = training_run(checkpoint)
+    run = training_run(opened)
     if run is None or not (where := run.describe()):
         return _unrecorded("images")
     leak = share_images(tested, run.data)
@@ -246,11 +233,11 @@ def _unrecorded(unit: str) -> Provenance:
     return Provenance(notes=(note,))
 
 
-def gallery(checkpoint: str, folds: Iterable[int] = (1,)) -> list[Picture]:
+def gallery(checkpoints: Iterable[LoadedCheckpoint | None]) -> list[Picture]:
     """Returns the pictures of negatives that the pretraining runs left in their folders."""
     pictures: dict[Path, Picture] = {}
-    for fold in folds if checkpoint else ():
-        run = training_run(checkpoint_of(checkpoint, fold))
+    for opened in checkpoints:
+        run = training_run(opened)
         if run is not None and (image := run.folder / GALLERY_FILE).is_file():
             caption = f"What {run.nda or 'the negative augmentation'} made of a training sample in "
             pictures[run.folder] = Picture(

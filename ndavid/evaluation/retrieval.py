@@ -27,7 +27,6 @@ from ndavid.evaluation.frozen_videos import (
     FrozenFold,
     FrozenVideosConfig,
     measure_folds,
-    write_result,
 )
 from ndavid.evaluation.intervals import Metric, top_k_accuracy
 from ndavid.evaluation.neighbours import too_many_neighbours
@@ -66,7 +65,7 @@ class RetrievalConfig(FrozenVideosConfig):
 @alone_in_output
 def run(config: RetrievalConfig) -> Result:
     """Measures R@k on every fold, writes ``result.json`` and returns it."""
-    return write_result(measure_folds(config, _query_fold, asked="neighbours"), config)
+    return measure_folds(config, _query_fold, asked="neighbours")
 
 
 def _query_fold(config: RetrievalConfig, fold: FrozenFold) -> Result:

@@ -23,8 +23,8 @@ steps are NaN now and then. Without AMX they are right, and on the same processo
 float32. 2D convolutions are right with it, so there a 3D one is computed as 2D ones, one a step of
 the kernel.
 
-All else is right, so nothing but the loss curve tells. ``tests/models/test_cpu_convolutions.py`` holds the
-measurements.
+All else is right, so nothing but the loss curve tells. The measurements are in
+``tests/models/test_cpu_convolutions.py``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ keep their names under ``backbone.encoder``.
 - ``c4``: proposals and regions from the encoder without its last stage; the last stage runs on
   every region, as detectron2's Res5ROIHeads do.
 - ``fpn``: a feature pyramid over the encoder's last stages.
-- ``single``: the encoder's last map as it is, for encoders that are no row of stages.
+- ``single``: the encoder's last map as it is, for encoders that are not a sequence of stages.
 
 Differences from MoCo's detectron2 configs: C4's regions are pooled by torchvision's RoIAlign with
 the half-pixel shift off; the box loss is torchvision's smooth L1 with beta 1/9 instead of L1; batch

@@ -7,15 +7,13 @@ Differences from the paper: batch norm keeps running statistics unless ``running
 any encoder that gives a map fits in, not only the 2D3D-ResNets.
 """
 
-# No `from __future__ import annotations` here: the Hub mixin needs DpcConfig itself, not its name,
-# in DPC's signature to rebuild a model from config.json.
+from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ndavid.errors import ConfigError
@@ -59,19 +57,16 @@ class DpcConfig:
             )
 
 
-class DPC(nn.Module, PyTorchModelHubMixin):
+class DPC(nn.Module):
     """Encoder, recurrent aggregator and predictor of dense predictive coding.
 
     Blocks are (B, N, C, T, H, W), normalised floats; features (B, N, D, s, s') are the encoder's
-    maps averaged over time, before the ReLU. ``save_pretrained``, ``from_pretrained`` and
-    ``push_to_hub`` come from the Hub mixin.
+    maps averaged over time, before the ReLU.
     """
 
     def __init__(self, config: DpcConfig) -> None:
         super().__init__()
         self.config = config
-        # What the mixin saves: a model that is read back needs no library's weights first.
-        self._hub_mixin_config = replace(config, pretrained=False, checkpoint_activations=False)
         self.encoder = build_encoder(config.encoder, pretrained=config.pretrained)
         if not config.running_stats:
             drop_running_stats(self.encoder)

@@ -15,6 +15,7 @@ from ndavid.engine import checkpoint, run_directory
 from ndavid.engine.position import Position, describe_move
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.evaluation.provenance import training_run
+from ndavid.models.weights.checkpoint import open_checkpoint
 
 TOY = Path(__file__).with_name("toy.py")
 # 43 samples in batches of 4: ten steps an epoch on one rank, five on two.
@@ -72,7 +73,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert saved.step == end and saved.state["world_size"] == after
     told = json.loads((output / "environment.json").read_text())["moves"]
     assert [(move["step"], move["epoch"]) for move in told] == [(stop, 1)]
-    run = training_run(str(output))
+    run = training_run(open_checkpoint(output))
     assert run is not None and run.moves[0].startswith(
         f"The pretraining went on elsewhere at step {stop}"
     )
@@ -111,7 +112,7 @@ def go_on(toy: ModuleType, make: Make, changes: dict[str, dict[str, Any]]) -> An
 
 def told(output: Path) -> str:
     """What an evaluation of these weights would say of their moves."""
-    found = training_run(str(output))
+    found = training_run(open_checkpoint(output))
     assert found is not None
     return " ".join(found.moves)
 

@@ -317,7 +317,7 @@ def test_the_encoder_has_its_own_rate() -> None:
     ("changes", "error", "reason"),
     [
         ({"model": BackboneConfig()}, ConfigError, "name the encoder to start from random"),
-        ({"checkpoint": "nowhere"}, CheckpointError, "no such checkpoint"),
+        ({"checkpoint": "nowhere"}, CheckpointError, "no such file or folder"),
         (
             {"model": BackboneConfig(library_weights=True)},
             ConfigError,

@@ -172,7 +172,7 @@ def test_it_parses_and_builds(path: Path) -> None:
     assert config.model.encoder, "random weights need a name"
     assert config.output == "", "it would be one folder for every checkpoint"
     if config.model.encoder == "resnet2d3d10":
-        load_classifier("", config.model, config.views, 5, seed=0)
+        load_classifier(None, config.model, config.views, 5, seed=0)
 
 
 @pytest.mark.parametrize("path", OF_IMAGES, ids=lambda path: path.stem)
@@ -181,7 +181,7 @@ def test_it_parses_and_builds_for_images(path: Path) -> None:
     assert config.model.encoder, "random weights need a name"
     assert config.output == "", "it would be one folder for every checkpoint"
     if config.model.encoder == "cifar:resnet20":
-        load_pooled("", config.model, 5, seed=0)
+        load_pooled(None, config.model, 5, seed=0)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -33,6 +33,7 @@ from ndavid.evaluation.training import FrozenEncoderMethod, parameter_groups
 from ndavid.evaluation.views import ViewsConfig, open_manifest, views_dataset
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.dpc import DPC, DpcConfig
+from ndavid.models.weights.checkpoint import open_checkpoint
 from ndavid.models.weights.release import save_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,13 +117,14 @@ def test_a_linear_probe_leaves_the_encoder_to_the_bit(
     assert any(name.endswith("running_mean") for name in frozen)
     for name in frozen:
         assert torch.equal(trained[name], before[name.removeprefix("classifier.")]), name
-    fresh = load_classifier(str(pretrained), model, VIEWS, 3, seed=0).classifier.head.fc.weight
+    loaded = load_classifier(open_checkpoint(pretrained), model, VIEWS, 3, seed=0)
+    fresh = loaded.classifier.head.fc.weight
     assert not torch.equal(trained["classifier.head.fc.weight"], fresh)
 
 
 def test_a_frozen_encoder_stays_in_eval_mode() -> None:
     config = ClassifierConfig(encoder="resnet2d3d10_half", head="dpc")
-    method = FrozenEncoderMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
+    method = FrozenEncoderMethod(load_classifier(None, config, VIEWS, 3, seed=0).classifier)
     method.train()
     modes = {name: module.training for name, module in method.classifier.named_modules() if name}
     assert all(training == name.startswith("head") for name, training in modes.items())
@@ -132,7 +134,7 @@ def test_a_frozen_encoder_stays_in_eval_mode() -> None:
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0])
 def test_the_encoders_learning_rate_really_applies(head: str, scale: float) -> None:
     config = ClassifierConfig(encoder="resnet2d3d10_half", head=head)  # type: ignore[arg-type]
-    method = ClassificationMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
+    method = ClassificationMethod(load_classifier(None, config, VIEWS, 3, seed=0).classifier)
     before = {name: tensor.clone() for name, tensor in method.named_parameters()}
     groups = parameter_groups(method, scale)
     # No weight decay, no momentum: a step moves a parameter by minus its rate times its gradient.
@@ -204,9 +206,9 @@ def test_the_result_names_the_weights_that_were_scored(
         }[name]
         weights = check(result, *expected)
         # The file's weights give the result's numbers.
-        method = ClassificationMethod(
-            load_classifier(str(pretrained), ClassifierConfig(), VIEWS, 3, seed=0).classifier
-        )
+        opened = open_checkpoint(pretrained)
+        loaded = load_classifier(opened, ClassifierConfig(), VIEWS, 3, seed=0)
+        method = ClassificationMethod(loaded.classifier)
         method.load_state_dict(weights)
         manifest = open_manifest(result.config["manifest"])
         dataset, _ = views_dataset(manifest.select("test", 1), manifest, VIEWS)
@@ -359,7 +361,7 @@ def test_the_script_says_one_line_and_exits_with_2(tmp_path: Path, coloured: Pat
     gone = ("--checkpoint", str(tmp_path / "gone"))
     done = forked.call(ROOT / "eval" / "finetune.py", *where, *gone, cwd=ROOT)
     assert done.returncode == 2, done.stderr
-    assert done.stderr == f"error: {tmp_path / 'gone'}: no such checkpoint\n"
+    assert done.stderr == f"error: {tmp_path / 'gone'}: no such file or folder\n"
 
 
 @pytest.mark.slow
@@ -390,7 +392,7 @@ def test_two_ranks_train_and_score_each_video_once(
 
 def test_every_trained_parameter_is_in_a_group() -> None:
     config = ClassifierConfig(encoder="resnet2d3d10_half", head="dpc")
-    method = ClassificationMethod(load_classifier("", config, VIEWS, 3, seed=0).classifier)
+    method = ClassificationMethod(load_classifier(None, config, VIEWS, 3, seed=0).classifier)
     method.classifier.extra = nn.Linear(1, 1)
     with pytest.raises(AssertionError):
         parameter_groups(method, 1.0)

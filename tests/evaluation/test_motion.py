@@ -76,7 +76,9 @@ class Unordered(Encoder):
     """Small pictures of the mean frame, which no order of frames can change, not by a bit."""
 
     feature_dim = 48
-    name = "unordered"
+
+    def __init__(self) -> None:
+        super().__init__("unordered")
 
     def forward(self, clips: Tensor) -> Tensor:
         mean = clips.sort(dim=2).values.mean(2)
@@ -87,7 +89,9 @@ class Brightness(Encoder):
     """The brightness of each frame, in order."""
 
     feature_dim = CLIP
-    name = "brightness"
+
+    def __init__(self) -> None:
+        super().__init__("brightness")
 
     def forward(self, clips: Tensor) -> Tensor:
         return clips.mean((1, 3, 4))[:, :, None, None, None]

@@ -20,7 +20,7 @@ from ndavid.models.encoders.stages import find_stages, run_stages
         ("cifar:resnet20", (1, 2, 4), (16, 32, 64)),
     ],
 )
-def test_stages_in_a_row_are_the_encoder(
+def test_stages_in_sequence_are_the_encoder(
     name: str, strides: tuple[int, ...], channels: tuple[int, ...]
 ) -> None:
     with seeded(0, "init"):
@@ -60,5 +60,5 @@ def test_a_video_network_has_no_stages_for_images() -> None:
 
 
 def test_a_network_that_is_no_row_says_what_else_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"not a row of stages; take detector\.layout: single"):
+    with pytest.raises(ConfigError, match=r"sequence of stages; take detector\.layout: single"):
         find_stages(build_encoder("timm:mobilenetv3_small_050"))

@@ -101,10 +101,10 @@ def test_a_network_without_running_statistics_is_exported(tmp_path: Path) -> Non
 class Branching(ImageEncoder):
     """Looks at values to choose its way, which no traced program can."""
 
-    name, feature_dim = "cifar:resnet20", 3
+    feature_dim = 3
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("cifar:resnet20")
         self.scale = nn.Parameter(torch.ones(1))
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torchvision import models
 from ndavid.errors import CheckpointError
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.weights.matching import compare, find_prefix
-from ndavid.models.weights.release import load_encoder, load_moco_release
+from ndavid.models.weights.original_moco import load_moco_release
+from ndavid.models.weights.release import load_encoder
 from ndavid.models.weights.state_files import read_state_dict
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

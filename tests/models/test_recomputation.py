@@ -17,8 +17,9 @@ from ndavid.models.batchnorm import (
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.build import build_encoder
-from ndavid.models.encoders.recomputation import run_in_a_row, run_recomputed
+from ndavid.models.encoders.recomputation import run_in_sequence, run_recomputed
 from ndavid.models.moco import MoCo, MocoConfig
+from ndavid.models.weights.release import load_dpc, save_pretrained
 
 CLIPS = (2, 3, 5, 32, 32)
 IMAGES = (4, 3, 32, 32)
@@ -138,7 +139,7 @@ def test_dropout_draws_the_same_masks() -> None:
     row = [nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), nn.Sequential(nn.Linear(8, 8))]
     wrapped = [nn.ModuleDict({"net": each}) for each in row]
     gradients = []
-    for run in (run_in_a_row, run_recomputed):
+    for run in (run_in_sequence, run_recomputed):
         for each in wrapped:
             each.zero_grad()
         with torch.random.fork_rng():
@@ -206,8 +207,8 @@ def test_the_keys_of_dpc_and_moco_reach_the_encoder(tmp_path) -> None:
     dpc = DpcConfig(encoder="resnet2d3d10_half", checkpoint_activations=True)
     model = DPC(dpc)
     assert model.encoder.recomputes
-    model.save_pretrained(tmp_path)
-    assert not DPC.from_pretrained(tmp_path).encoder.recomputes
+    save_pretrained(model, tmp_path)
+    assert not load_dpc(tmp_path).encoder.recomputes
     moco = MoCo(MocoConfig(encoder="cifar:resnet20", queue_size=8, checkpoint_activations=True))
     assert moco.encoder.recomputes and not moco.key_encoder.recomputes
 

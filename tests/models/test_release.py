@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +23,13 @@ from ndavid.errors import CheckpointError
 from ndavid.models.batchnorm import has_running_stats
 from ndavid.models.classifier import EncoderClassifier
 from ndavid.models.dpc import DPC, DpcConfig
-from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.build import build_encoder
-from ndavid.models.encoders.resnet2d3d import ResNet2d3d
 from ndavid.models.moco import MoCo, MocoConfig
 from ndavid.models.normalize import IMAGENET_MEAN, Normalize
-from ndavid.models.weights.matching import find_prefix
-from ndavid.models.weights.release import load_dpc, load_encoder, load_matching, save_pretrained
+from ndavid.models.weights import hub
+from ndavid.models.weights.checkpoint import open_checkpoint
+from ndavid.models.weights.matching import find_prefix, load_matching
+from ndavid.models.weights.release import load_dpc, load_encoder, save_pretrained
 from ndavid.models.weights.state_files import read_state_dict
 
 CLIP = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -43,7 +46,7 @@ def dpc() -> DPC:
 
 def write_run(run: Path, dpc: DPC, step: int, *, complete: bool = True) -> Path:
     """A run's folder as the engine leaves it, for a method that holds ``dpc``."""
-    config = "dpc:\n  encoder: resnet2d3d10\n  num_blocks: 3\n  block_len: 5\n  pred_steps: 1\n"
+    config = "model:\n  encoder: resnet2d3d10\n  num_blocks: 3\n  block_len: 5\n  pred_steps: 1\n"
     state = {f"dpc.{key}": value for key, value in dpc.state_dict().items()}
     return write_state(run, state, config, step, complete=complete)
 
@@ -83,10 +86,10 @@ def flip_a_byte(file: Path) -> None:
 
 def test_a_dpc_comes_back_from_its_folder(tmp_path: Path, dpc: DPC) -> None:
     save_pretrained(dpc, tmp_path)
-    for loaded in (load_dpc(tmp_path), DPC.from_pretrained(tmp_path).eval()):
-        assert loaded.config == CONFIG
-        assert torch.equal(loaded.encode(CLIP.unsqueeze(0)), dpc.encode(CLIP.unsqueeze(0)))
-        assert torch.equal(loaded.agg.cell.out_gate.weight, dpc.agg.cell.out_gate.weight)
+    loaded = load_dpc(tmp_path)
+    assert loaded.config == CONFIG
+    assert torch.equal(loaded.encode(CLIP.unsqueeze(0)), dpc.encode(CLIP.unsqueeze(0)))
+    assert torch.equal(loaded.agg.cell.out_gate.weight, dpc.agg.cell.out_gate.weight)
 
 
 def test_an_encoder_comes_back_from_whatever_held_it(tmp_path: Path, dpc: DPC) -> None:
@@ -105,45 +108,79 @@ def test_library_encoders_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet2d3d10", "cifar:resnet20", "timm:test_resnet"])
-def test_the_hubs_methods_save_and_load_encoders(
+def test_the_hub_takes_and_gives_back_what_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     torch.manual_seed(0)
     encoder = build_encoder(name)
     encoder(CLIP)  # running statistics that are not the initial ones
-    encoder.save_pretrained(tmp_path)
-    asked: list[tuple[str, str]] = []
+    calls: list[tuple[Any, ...]] = []
 
-    def snapshot(repository: str, *, revision: str, **options: object) -> str:
-        asked.append((repository, revision))
-        return str(tmp_path)
+    class Hub:
+        """What huggingface_hub would send over the network, kept in a folder."""
 
-    monkeypatch.setattr("ndavid.models.encoders.base.snapshot_download", snapshot)
-    # The mixin asks for the config by itself first; nothing is reached here.
-    monkeypatch.setattr(
-        "huggingface_hub.hub_mixin.hf_hub_download",
-        lambda repo_id, filename, **options: str(tmp_path / filename),
-    )
-    hub = Encoder.from_pretrained("owner/name", revision="v1")
-    assert asked == [("owner/name", "v1")]
-    for loaded in (Encoder.from_pretrained(tmp_path), type(encoder).from_pretrained(tmp_path), hub):
-        assert type(loaded) is type(encoder) and loaded.name == name and not loaded.training
-        assert torch.equal(loaded(CLIP), encoder.eval()(CLIP))
-    config = json.loads((tmp_path / "config.json").read_text())
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+            calls.append(("create", repo_id, private, exist_ok))
+            return f"https://huggingface.co/{repo_id}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    def snapshot(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        calls.append(("download", repo_id, revision, allow_patterns))
+        return str(tmp_path / repo_id)
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    address = hub.push_to_hub(encoder, "owner/name", private=True)
+    loaded = load_encoder(hub.from_hub("owner/name", revision="v1"))
+    assert address == "https://huggingface.co/owner/name"
+    files = ["config.json", "model.safetensors"]
+    assert calls == [("create", "owner/name", True, True), ("download", "owner/name", "v1", files)]
+    assert type(loaded) is type(encoder) and loaded.name == name and not loaded.training
+    assert torch.equal(loaded(CLIP), encoder.eval()(CLIP))
+    folder = tmp_path / "owner" / "name"
+    config = json.loads((folder / "config.json").read_text())
     assert config["pixels"]["mean"] == list(IMAGENET_MEAN)
     assert config["feature_dim"] == encoder.feature_dim
-    assert "load_encoder" in (tmp_path / "README.md").read_text()
+    assert 'load_encoder(from_hub("owner/name"))' in (folder / "README.md").read_text()
 
 
-def test_the_hubs_methods_refuse_what_does_not_fit(tmp_path: Path) -> None:
-    encoder = build_encoder("cifar:resnet20")
-    encoder.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds cifar:resnet20, .*no ResNet2d3d"):
-        ResNet2d3d.from_pretrained(tmp_path)
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
+    save_pretrained(build_encoder("cifar:resnet20"), tmp_path)
     weights = read_state_dict(tmp_path / "model.safetensors")
     save_file({f"x{k}": v for k, v in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"\d% of the model's keys.*at least 95%"):
-        Encoder.from_pretrained(tmp_path)
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "run", "saved"])
+def test_the_weights_file_is_read_once(
+    tmp_path: Path, dpc: DPC, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(dpc, tmp_path / "saved")
+    step = write_run(tmp_path / "run", dpc, 10)
+    path = {"checkpoint": step, "run": tmp_path / "run", "saved": tmp_path / "saved"}[where]
+    read: list[str] = []
+
+    def note(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and str(given[0]).endswith(MODEL_FILE):
+            read.append(str(given[0]))
+
+    sys.addaudithook(note)
+    opened = open_checkpoint(path)
+    encoder, whole = load_encoder(opened), load_dpc(opened)
+    assert len(read) == 1
+    assert opened.digest == hashlib.sha256(Path(read[0]).read_bytes()).hexdigest()
+    assert torch.equal(encoder(CLIP), dpc.encoder(CLIP)) and whole.config == CONFIG
+
+
+def test_the_encoders_name_is_that_of_the_index(tmp_path: Path, dpc: DPC) -> None:
+    folder = write_run(tmp_path, dpc, 10)
+    index = json.loads((folder / "complete.json").read_text()) | {"encoder": "resnet2d3d10"}
+    (folder / "complete.json").write_text(json.dumps(index))
+    (tmp_path / "config.yaml").write_text("my_own: {net: resnet2d3d10}\n")
+    assert torch.equal(load_encoder(tmp_path)(CLIP), dpc.encoder(CLIP))
 
 
 def test_an_encoder_serves_in_foreign_code(tmp_path: Path) -> None:

@@ -26,12 +26,10 @@ from ndavid.models.encoders.cifar import DEPTHS as CIFAR_DEPTHS
 from ndavid.models.encoders.cifar import cifar_resnet
 from ndavid.models.encoders.mvit import PytorchvideoMvit, TorchvisionMvit
 from ndavid.models.encoders.recomputation import run_recomputed
-from ndavid.models.encoders.residual import ResidualFrames
+from ndavid.models.encoders.residual import PREFIX, ResidualFrames
 from ndavid.models.encoders.resnet2d3d import DEPTHS, HALF, ResNet2d3d
 
 Body = tuple[str, ...]
-
-_RESIDUAL = "residual:"
 
 # The networks of pytorchvideo.models.hub that read one clip and hold a map before their head.
 _PYTORCHVIDEO_NETS = (
@@ -72,15 +70,11 @@ def build_encoder(name: str, *, pretrained: bool = False) -> Encoder:
 
     Raises ConfigError for an unknown name, naming the nearest, or where there are no weights.
     """
-    if name.startswith(_RESIDUAL):
-        encoder: Encoder = ResidualFrames(
-            build_encoder(name.removeprefix(_RESIDUAL), pretrained=pretrained)
-        )
-    else:
-        encoder = _build_network(name, pretrained)
-        guard_cpu_bfloat16(encoder)
-        flatten_batch_norms(encoder)
-    encoder.name = name
+    if name.startswith(PREFIX):
+        return ResidualFrames(build_encoder(name.removeprefix(PREFIX), pretrained=pretrained))
+    encoder = _build_network(name, pretrained)
+    guard_cpu_bfloat16(encoder)
+    flatten_batch_norms(encoder)
     return encoder
 
 
@@ -161,13 +155,17 @@ def _torchvision(name: str, pretrained: bool) -> Encoder:
 
     net = models.get_model(name, weights="DEFAULT" if pretrained else None)
     if name.startswith("mvit"):
-        return TorchvisionMvit(net)
+        return TorchvisionMvit(f"torchvision:{name}", net)
     if body := _family(name, _VIDEO_BODIES):
         parts = {part: getattr(net, part) for part in body}
-        return VideoChain(parts | {"to_map": ChannelsFirst()} if "swin3d" in name else parts)
+        if "swin3d" in name:
+            parts["to_map"] = ChannelsFirst()
+        return VideoChain(f"torchvision:{name}", parts)
     parts = {part: getattr(net, part) for part in _family(name, _IMAGE_BODIES) or ()}
     # DenseNet's last ReLU stands in its forward, not among its children.
-    return ImageChain(parts | {"relu": nn.ReLU()} if "densenet" in name else parts)
+    if "densenet" in name:
+        parts["relu"] = nn.ReLU()
+    return ImageChain(f"torchvision:{name}", parts)
 
 
 def _family(name: str, bodies: Mapping[str, Body]) -> Body | None:
@@ -183,8 +181,9 @@ def _pytorchvideo(name: str, pretrained: bool) -> Encoder:
 
     net = getattr(hub, name)(pretrained=pretrained)
     if name.startswith("mvit"):
-        return PytorchvideoMvit(net)
-    return VideoChain({"blocks": nn.Sequential(*net.blocks[:-1])})  # the last one is the head
+        return PytorchvideoMvit(f"pytorchvideo:{name}", net)
+    body = nn.Sequential(*net.blocks[:-1])  # the last one is the head
+    return VideoChain(f"pytorchvideo:{name}", {"blocks": body})
 
 
 # ---------------------------------------------------------------------------------------- timm
@@ -197,14 +196,14 @@ def _timm(name: str, pretrained: bool) -> Encoder:
         net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"timm:{name} cannot serve as an encoder: {error}") from error
-    return TimmEncoder(net)
+    return TimmEncoder(f"timm:{name}", net)
 
 
 class TimmEncoder(ImageEncoder):
     """An image network of timm that gives its last map."""
 
-    def __init__(self, net: Any) -> None:
-        super().__init__()
+    def __init__(self, name: str, net: Any) -> None:
+        super().__init__(name)
         self.frames = net
         self.feature_dim = int(net.feature_info.channels()[-1])
         self._channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
@@ -217,14 +216,16 @@ class TimmEncoder(ImageEncoder):
         return rearrange(maps, "b h w d -> b d h w") if self._channels_last else maps
 
     def _last_map(self, images: Tensor) -> Tensor:
+        if not self.recomputes:
+            return self.frames(images)[-1]
         # timm's own way of checkpointing moves running statistics twice.
-        return run_recomputed(self.row(), images) if self.recomputes else self.frames(images)[-1]
+        return run_recomputed(self.sequential(), images)
 
-    def row(self) -> tuple[nn.Module, ...]:
+    def sequential(self) -> tuple[nn.Module, ...]:
         from timm.models import FeatureListNet
 
-        is_row = isinstance(self.frames, FeatureListNet) and not self.frames.concat
-        return tuple(self.frames.children()) if is_row else ()
+        is_sequence = isinstance(self.frames, FeatureListNet) and not self.frames.concat
+        return tuple(self.frames.children()) if is_sequence else ()
 
 
 _BUILDERS: dict[str, Callable[[str, bool], Encoder]] = {

@@ -13,37 +13,37 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ndavid.models.encoders.base import Encoder, ImageEncoder
-from ndavid.models.encoders.recomputation import run_in_a_row, run_recomputed
+from ndavid.models.encoders.recomputation import run_in_sequence, run_recomputed
 
 
 class VideoChain(Encoder):
     """Parts of a video network, one after the other."""
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, name: str, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__(name)
         self.feature_dim = _adopt(self, parts, probe=(1, 3, 16, 64, 64))
 
     def forward(self, clips: Tensor) -> Tensor:
         self.require_clips(clips)
-        run = run_recomputed if self.recomputes else run_in_a_row
-        return run(self.row(), clips)
+        run = run_recomputed if self.recomputes else run_in_sequence
+        return run(self.sequential(), clips)
 
-    def row(self) -> tuple[nn.Module, ...]:
+    def sequential(self) -> tuple[nn.Module, ...]:
         return tuple(self.children())
 
 
 class ImageChain(ImageEncoder):
     """Parts of an image network, one after the other."""
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, name: str, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__(name)
         self.feature_dim = _adopt(self, parts, probe=(1, 3, 64, 64))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        run = run_recomputed if self.recomputes else run_in_a_row
-        return run(self.row(), images)
+        run = run_recomputed if self.recomputes else run_in_sequence
+        return run(self.sequential(), images)
 
-    def row(self) -> tuple[nn.Module, ...]:
+    def sequential(self) -> tuple[nn.Module, ...]:
         return tuple(self.children())
 
 
@@ -60,5 +60,5 @@ def _adopt(encoder: Encoder, parts: Mapping[str, nn.Module], probe: tuple[int, .
         encoder.add_module(name, part)
     # On the meta device nothing is computed but shapes.
     shadow = copy.deepcopy(encoder).to("meta").eval()
-    made = run_in_a_row(shadow.children(), torch.empty(probe, device="meta"))
+    made = run_in_sequence(shadow.children(), torch.empty(probe, device="meta"))
     return int(made.shape[1])

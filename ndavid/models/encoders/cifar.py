@@ -31,9 +31,9 @@ def cifar_resnet(depth: int) -> ImageChain:
     Raises ValueError for a depth that is none of ``DEPTHS``.
     """
     if depth in WIDE:
-        return ImageChain(_wide_parts(depth))
+        return ImageChain(f"cifar:resnet{depth}", _wide_parts(depth))
     if depth in NARROW:
-        return ImageChain(_narrow_parts(depth))
+        return ImageChain(f"cifar:resnet{depth}", _narrow_parts(depth))
     raise ValueError(f"depth must be one of {DEPTHS}, got {depth}")
 
 

@@ -23,8 +23,10 @@ class MvitEncoder(Encoder, abc.ABC):
     Its position tables fix the clip size (T, H, W): any other raises ClipSizeError.
     """
 
-    def __init__(self, blocks: nn.ModuleList, clip_size: Triple, grid: Triple, width: int) -> None:
-        super().__init__()
+    def __init__(
+        self, name: str, blocks: nn.ModuleList, clip_size: Triple, grid: Triple, width: int
+    ) -> None:
+        super().__init__(name)
         self.blocks = blocks
         self.clip_size = clip_size
         self.grid = grid
@@ -56,12 +58,12 @@ class MvitEncoder(Encoder, abc.ABC):
 class TorchvisionMvit(MvitEncoder):
     """torchvision's mvit_v1_b and mvit_v2_s."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, name: str, net: Any) -> None:
         positions = net.pos_encoding
         patch = net.conv_proj
         grid = (positions.temporal_size, *positions.spatial_size)
         width = net.norm.normalized_shape[0]
-        super().__init__(net.blocks, _clip_size(grid, patch.stride), grid, width)
+        super().__init__(name, net.blocks, _clip_size(grid, patch.stride), grid, width)
         self.conv_proj, self.pos_encoding, self.norm = patch, positions, net.norm
 
     def embed(self, clips: Tensor) -> Tensor:
@@ -74,12 +76,12 @@ class TorchvisionMvit(MvitEncoder):
 class PytorchvideoMvit(MvitEncoder):
     """pytorchvideo's mvit_base_16x4 and mvit_base_32x3."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, name: str, net: Any) -> None:
         positions = net.cls_positional_encoding
         patch = net.patch_embed
         grid = tuple(positions.patch_embed_shape)
         width = net.norm_embed.normalized_shape[0]
-        super().__init__(net.blocks, _clip_size(grid, patch.patch_model.stride), grid, width)
+        super().__init__(name, net.blocks, _clip_size(grid, patch.patch_model.stride), grid, width)
         self.patch_embed, self.cls_positional_encoding = patch, positions
         self.norm_embed = net.norm_embed
 

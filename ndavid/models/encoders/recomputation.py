@@ -1,8 +1,8 @@
 """Activation checkpointing: computing a network's inner maps twice instead of keeping them.
 
 Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost", 2016 (arXiv
-1604.06174). A network that is a row of blocks keeps what enters each block; backward computes the
-inside of one block at a time again. It costs one more forward and saves most of the activations.
+1604.06174). A network that is a sequence of blocks keeps what enters each block; backward computes
+the inside of one block at a time again. It costs one more forward and saves most activations.
 
 The second time must be the first time again, and must leave no trace. Dropout draws the same masks
 and autocast the same precision (torch sees to both); layers are put back into the mode of then; and
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def run_in_a_row(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_in_sequence(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     """The first module's output is the second one's input, and so on."""
     for module in modules:
         x = module(x)
@@ -32,7 +32,7 @@ def run_in_a_row(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def run_recomputed(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """`run_in_a_row`, of which backward keeps no more than what enters each block.
+    """`run_in_sequence`, of which backward keeps no more than what enters each block.
 
     Output, gradients and running statistics are the same, on the CPU to the bit. Without gradient
     it is the same altogether.
@@ -41,7 +41,7 @@ def run_recomputed(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             x = _recomputed(unit, x)
         else:
-            x = run_in_a_row(unit, x)
+            x = run_in_sequence(unit, x)
     return x
 
 
@@ -49,7 +49,7 @@ def _recomputed(unit: Sequence[nn.Module], x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), _AsItWas(unit)
 
-    return checkpoint(run_in_a_row, unit, x, use_reentrant=False, context_fn=contexts)
+    return checkpoint(run_in_sequence, unit, x, use_reentrant=False, context_fn=contexts)
 
 
 def _units(modules: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ndavid.models.encoders.base import ClipSizeError, Encoder
 
+PREFIX = "residual:"
+"""What comes before the network's name."""
+
 
 class ResidualFrames(Encoder):
     """Clips (B, C, T, H, W) -> the ``network``'s map of their T - 1 differences of frames.
@@ -24,7 +27,7 @@ class ResidualFrames(Encoder):
     """
 
     def __init__(self, network: Encoder) -> None:
-        super().__init__()
+        super().__init__(f"{PREFIX}{network.name}")
         self.network = network
         self.feature_dim = network.feature_dim
 

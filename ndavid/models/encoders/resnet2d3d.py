@@ -54,13 +54,12 @@ class ResNet2d3d(Encoder):
     """
 
     def __init__(self, depth: int = 18, *, half: bool = False) -> None:
-        super().__init__()
+        super().__init__(f"resnet2d3d{depth}{HALF if half else ''}")
         if depth not in DEPTHS:
             raise ValueError(f"depth must be one of {sorted(DEPTHS)}, got {depth}")
         layout = DEPTHS[depth]
         block = Bottleneck if layout.bottleneck else BasicBlock
         self.depth = depth
-        self.name = f"resnet2d3d{depth}{HALF if half else ''}"
         planes = [width // 2 if half else width for width in _PLANES]
         self.feature_dim = planes[-1] * block.expansion
 
@@ -81,11 +80,11 @@ class ResNet2d3d(Encoder):
     def forward(self, clips: Tensor) -> Tensor:
         self.require_clips(clips)
         if self.recomputes:
-            return run_recomputed(self.row(), clips)
+            return run_recomputed(self.sequential(), clips)
         x = self.maxpool(self.relu(self.bn1(self.conv1(clips))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def row(self) -> tuple[nn.Module, ...]:
+    def sequential(self) -> tuple[nn.Module, ...]:
         return tuple(self.children())
 
 

@@ -59,13 +59,13 @@ def find_stages(encoder: Encoder) -> tuple[Stage, ...]:
     try:
         with torch.no_grad():
             maps = _run(trial, links, probe)
-            in_a_row = torch.equal(maps[-1], trial(probe))
+            in_sequence = torch.equal(maps[-1], trial(probe))
     except (RuntimeError, TypeError, AttributeError):
-        in_a_row = False
-    if not in_a_row:
+        in_sequence = False
+    if not in_sequence:
         raise ConfigError(
-            f"{encoder.name} is not a row of stages; take detector.layout: single, which needs its "
-            "last map only, or a ResNet"
+            f"{encoder.name} is not a sequence of stages; take detector.layout: single, which "
+            "needs its last map only, or a ResNet"
         )
     return _grouped(links, maps)
 

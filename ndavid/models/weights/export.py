@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.errors import CheckpointError
-from ndavid.models.encoders.base import CONFIG_FILE, Encoder
+from ndavid.models.encoders.base import Encoder
 from ndavid.models.normalize import Normalize
+from ndavid.models.weights.checkpoint import CONFIG_FILE
 from ndavid.models.weights.release import load_encoder, save_pretrained
 
 Kind = Literal["folder", "program", "onnx"]

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,8 @@ from torch.nn.utils import parametrize
 
 from ndavid.errors import CheckpointError
 from ndavid.models.gan.networks import Discriminator, Generator
-from ndavid.models.weights.state_files import read_state_dict, state_dict_in
+from ndavid.models.weights.checkpoint import Source, weights_in
 
-Source = str | Path | Mapping[str, Any]
 Which = Literal["generator", "discriminator"]
 
 IMAGE_SIZE = 32
@@ -86,12 +84,7 @@ def load_biggan_release(source: Source, which: Which) -> Generator | Discriminat
     """
     if which not in _BLOCKS:
         raise ValueError(f"which is generator or discriminator, not {which!r}")
-    if isinstance(source, Mapping):
-        path = "the given state dict"
-        state = state_dict_in(dict(source), path)
-    else:
-        path = str(source)
-        state = read_state_dict(source)
+    state, path = weights_in(source)
     renamed = {_our_name(key): value for key, value in state.items()}
     weights = {k: v for k, v in renamed.items() if not k.endswith((_SINGULAR_VECTOR, _LOG_ONLY))}
     vectors = {k: v for k, v in renamed.items() if k.endswith(_SINGULAR_VECTOR)}

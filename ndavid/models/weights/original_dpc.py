@@ -11,8 +11,7 @@ before fine-tuning.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,8 @@ from ndavid.errors import CheckpointError
 from ndavid.models.classifier import DpcClassifier
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.encoders.resnet2d3d import DEPTHS
-from ndavid.models.weights.state_files import read_state_dict, state_dict_in
+from ndavid.models.weights.checkpoint import Named, Source, weights_in
 
-Source = str | Path | Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 # Where the original's modules live here.
@@ -50,9 +48,9 @@ def load_dpc_release(
     Raises:
         CheckpointError: the file is not such a checkpoint, or wants to run code.
     """
-    weights = _translated(source)
-    config = _config(weights, source, num_blocks, block_len, pred_steps)
-    return _filled(DPC(config), weights, source)
+    weights, where = _translated(source)
+    config = _config(weights, where, num_blocks, block_len, pred_steps)
+    return _filled(DPC(config), weights, where)
 
 
 def load_dpc_classifier_release(
@@ -68,12 +66,12 @@ def load_dpc_classifier_release(
     Arguments and errors are those of :func:`load_dpc_release`; ``dropout`` is that of the head. The
     number of classes is read off the weights.
     """
-    weights = _translated(source)
+    weights, where = _translated(source)
     if "head.fc.weight" not in weights:
-        raise CheckpointError(f"{_named(source)}: no classifier: it has no final_fc.1.weight")
-    config = _config(weights, source, num_blocks, block_len, pred_steps)
+        raise CheckpointError(f"{where}: no classifier: it has no final_fc.1.weight")
+    config = _config(weights, where, num_blocks, block_len, pred_steps)
     num_classes = len(weights["head.fc.weight"])
-    return _filled(DpcClassifier(config, num_classes, dropout=dropout), weights, source)
+    return _filled(DpcClassifier(config, num_classes, dropout=dropout), weights, where)
 
 
 def is_dpc_release(state: Mapping[str, Tensor]) -> bool:
@@ -81,23 +79,20 @@ def is_dpc_release(state: Mapping[str, Tensor]) -> bool:
     return any(_our_name(key.removeprefix("module.")) is not None for key in state)
 
 
-def _translated(source: Source) -> dict[str, Tensor]:
+def _translated(source: Source) -> Named:
     """The state dict of ``source`` under our names."""
-    if isinstance(source, Mapping):
-        original = state_dict_in(dict(source), _named(source))
-    else:
-        original = read_state_dict(source)
+    original, where = weights_in(source)
     if all(key.startswith("module.") for key in original):
         original = {key.removeprefix("module."): value for key, value in original.items()}
     ours: dict[str, Tensor] = {}
     for key, value in original.items():
         name = _our_name(key)
         if name is None:
-            raise CheckpointError(f"{_named(source)}: not a DPC checkpoint: unknown key {key!r}")
+            raise CheckpointError(f"{where}: not a DPC checkpoint: unknown key {key!r}")
         if name in ours and not torch.equal(ours[name], value):
-            raise CheckpointError(f"{_named(source)}: the two copies of {name!r} differ")
+            raise CheckpointError(f"{where}: the two copies of {name!r} differ")
         ours[name] = value
-    return ours
+    return Named(ours, where)
 
 
 def _our_name(key: str) -> str | None:
@@ -111,10 +106,10 @@ def _our_name(key: str) -> str | None:
 
 
 def _config(
-    weights: Mapping[str, Tensor], source: Source, num_blocks: int, block_len: int, pred_steps: int
+    weights: Mapping[str, Tensor], where: str, num_blocks: int, block_len: int, pred_steps: int
 ) -> DpcConfig:
     return DpcConfig(
-        encoder=f"resnet2d3d{_depth(weights, source)}",
+        encoder=f"resnet2d3d{_depth(weights, where)}",
         num_blocks=num_blocks,
         block_len=block_len,
         pred_steps=pred_steps,
@@ -122,7 +117,7 @@ def _config(
     )
 
 
-def _depth(weights: Mapping[str, Tensor], source: Source) -> int:
+def _depth(weights: Mapping[str, Tensor], where: str) -> int:
     """Which of the 2D3D-ResNets has these blocks."""
     blocks = tuple(
         len({key.split(".")[2] for key in weights if key.startswith(f"encoder.layer{layer}.")})
@@ -133,25 +128,21 @@ def _depth(weights: Mapping[str, Tensor], source: Source) -> int:
         if (layout.blocks, layout.bottleneck) == (blocks, bottleneck):
             return depth
     raise CheckpointError(
-        f"{_named(source)}: not a DPC checkpoint: no 2D3D-ResNet of depth {sorted(DEPTHS)} has "
+        f"{where}: not a DPC checkpoint: no 2D3D-ResNet of depth {sorted(DEPTHS)} has "
         f"{blocks} {'bottleneck' if bottleneck else 'basic'} blocks a layer"
     )
 
 
-def _filled(model: Model, weights: Mapping[str, Tensor], source: Source) -> Model:
+def _filled(model: Model, weights: Mapping[str, Tensor], where: str) -> Model:
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes differ; torch names each on a line of its own
-        raise CheckpointError(f"{_named(source)}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from error
     # Files from before torch 0.4.1 lack batch norm's counters.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise CheckpointError(
-            f"{_named(source)}: does not fit the {type(model).__name__}: "
+            f"{where}: does not fit the {type(model).__name__}: "
             f"missing {missing[:5]}, unexpected {unexpected[:5]}"
         )
     return model.eval()
-
-
-def _named(source: Source) -> str:
-    return "the given state dict" if isinstance(source, Mapping) else str(source)

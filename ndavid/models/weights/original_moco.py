@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +21,8 @@ from torchvision import models
 from ndavid.errors import CheckpointError
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.encoders.build import build_encoder
+from ndavid.models.weights.checkpoint import Source, weights_in
 from ndavid.models.weights.matching import load_matching
-from ndavid.models.weights.state_files import read_state_dict, state_dict_in
-
-Source = str | Path | Mapping[str, Any]
 
 _QUERY = "encoder_q."
 _HEAD = "fc."
@@ -49,10 +45,7 @@ def load_moco_release(source: Source) -> Encoder:
     Raises:
         CheckpointError: the file is not such a checkpoint, or wants to run code.
     """
-    if isinstance(source, Mapping):
-        state, path = state_dict_in(dict(source), "the given state dict"), "the given state dict"
-    else:
-        state, path = read_state_dict(source), str(source)
+    state, path = weights_in(source)
     weights = _query_encoder(state)
     if not weights:
         raise CheckpointError(f"{path}: not a MoCo checkpoint: it has no key {_QUERY}...")

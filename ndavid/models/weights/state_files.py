@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ndavid.errors import CheckpointError
@@ -27,19 +28,31 @@ _HARMLESS: list[Any] = [
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name of a ``.safetensors`` file or of one that ``torch.save`` wrote.
-
-    Understands a bare state dict and one under the key ``state_dict``. On the CPU.
-
-    Raises CheckpointError where the file is missing, damaged, not a checkpoint, or a pickle that
-    asks for code to be run.
-    """
+    """The tensors by name of a file, as `state_dict_of` finds them; errors are the same."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return state_dict_in(_read_torch(path), path)
+    return state_dict_of(path.read_bytes(), path)
+
+
+def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a ``.safetensors`` file or in one that ``torch.save`` wrote.
+
+    Understands a bare state dict and one under the key ``state_dict``. On the CPU.
+
+    Args:
+        content: of the file.
+        path: tells the kind by its suffix, and is named in errors.
+
+    Raises:
+        CheckpointError: damaged, not a checkpoint, or a pickle that asks for code to be run.
+    """
+    if path.suffix != ".safetensors":
+        return state_dict_in(_unpickled(content, path), path)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: Path) -> None:
@@ -60,18 +73,11 @@ def state_dict_in(content: Any, path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-
-
-def _read_torch(path: Path) -> Any:
+def _unpickled(content: bytes, path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # about the pickle protocol of files that then fail
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the unpickler raise anything
         raise CheckpointError(f"{path}: {_reason(str(error))}") from error
 
