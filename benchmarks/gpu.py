@@ -42,9 +42,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, collate
+from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.loader import build_loader, build_sampler
 from ndavid.engine.loader import close as close_loader
 from ndavid.engine.memory_format import to_channels_last
@@ -142,7 +143,7 @@ def fed(method: nn.Module, arguments: Any) -> dict[str, float]:
         # One epoch: each begins with empty hands, and a short one has no batch for some workers.
         clips = write_prepared(folder, batch * (warmup + arguments.steps), size)
         sampler = DpcBlocks()
-        found = open_clips(VideoDataConfig(manifest=str(clips)), sampler)
+        found = open_clips(TrainingDataConfig(root=str(clips)), sampler)
         transform = train_transform(AugmentConfig(preset="dpc", size=size))
         dataset = ClipDataset(found.records, found.root, sampler, transform)
         run = RunConfig(

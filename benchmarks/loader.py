@@ -31,11 +31,12 @@ from timing import middle, ratio_row
 from torch.utils.data import DataLoader
 
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.image_sources import MemoryImages
 from ndavid.data.images import MultiViewImages
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, collate
+from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.loader import KeyedDataset, batches, build_loader, build_sampler, close
 from ndavid.engine.sampler import EpochSampler
 
@@ -59,7 +60,7 @@ class Taken(NamedTuple):
 def clips(manifest: str) -> ClipDataset:
     """DPC's training set."""
     sampler = DpcBlocks()
-    found = open_clips(VideoDataConfig(manifest=manifest), sampler)
+    found = open_clips(TrainingDataConfig(root=manifest), sampler)
     transform = train_transform(AugmentConfig(preset="dpc"))
     return ClipDataset(found.records, found.root, sampler, transform)
 

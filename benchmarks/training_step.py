@@ -49,10 +49,11 @@ import ndavid.models.moco
 from ndavid.collectives import rank
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig, ViewsDataConfig
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, collate
-from ndavid.data.views import ViewsDataConfig, open_views
+from ndavid.data.video import ClipDataset, collate
+from ndavid.data.views import open_views
 from ndavid.engine import runner
 from ndavid.engine.loader import KeyedDataset
 from ndavid.engine.optim import OptimConfig
@@ -85,7 +86,7 @@ class Case(NamedTuple):
 def dpc(manifest: str, encoder: str) -> tuple[nn.Module, KeyedDataset]:
     """DPC with jigsaw negatives, as the UCF101 configs have it."""
     sampler = DpcBlocks()
-    found = open_clips(VideoDataConfig(manifest=manifest), sampler)
+    found = open_clips(TrainingDataConfig(root=manifest), sampler)
     transform = train_transform(AugmentConfig(preset="dpc", size=128))
     method = DpcMethod(DpcConfig(encoder=encoder), NdaConfig(spec="jigsaw"))
     return method, ClipDataset(found.records, found.root, sampler, transform)
@@ -93,7 +94,7 @@ def dpc(manifest: str, encoder: str) -> tuple[nn.Module, KeyedDataset]:
 
 def moco(manifest: str, encoder: str) -> tuple[nn.Module, KeyedDataset]:
     """MoCo on clips with shuffled frames as negatives, as the UCF101 configs have it."""
-    data = ViewsDataConfig(video=VideoDataConfig(manifest=manifest, frame_stride=1))
+    data = ViewsDataConfig(root=manifest, frame_stride=1)
     views = open_views(data, AugmentConfig(preset="moco_v2", size=112), 2)
     nda = MocoNdaConfig(spec="frame_shuffle", encoder="query", norm="own")
     return MocoMethod(MocoConfig(encoder=encoder, queue_size=4096), nda), views.dataset

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ndavid.config import run_main
+from ndavid.data.config import DataConfig
 from ndavid.data.image_archive import read_archive, write_archive
 from ndavid.data.image_packing import Packed, pack
 from ndavid.data.image_sources import ImageSource, listing_notes
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.errors import ConfigError, DataError, printable
 from ndavid.locks import hold_file
 from ndavid.ranges import percent
 
-SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
+SOURCES = get_args(get_type_hints(DataConfig)["source"])
 # The array prefix of a tree without parts, whose split is "".
 WHOLE_TREE = "all"
 
@@ -60,7 +61,7 @@ def pack_all(options: argparse.Namespace) -> None:
 def open_split(options: argparse.Namespace, split: str) -> ImageSource:
     if options.source == "packed":  # its files, not their pixels
         return read_archive(options.root, split)
-    config = ImageDataConfig(
+    config = DataConfig(
         source=options.source,
         root=str(options.root),
         split=split,

@@ -1,6 +1,6 @@
 """Write a dataset into WebDataset tar shards, which `data.shards` trains from.
 
-    shard.py clips --manifest data/ucf101_128 --split train --fold 1 --output data/shards/ucf101_1
+    shard.py clips --root data/ucf101_128 --split train --fold 1 --output data/shards/ucf101_1
     shard.py images packed --root imagenet100.npz --split train --output data/shards/imagenet100
     shard.py check data/shards/ucf101_1
 
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ndavid.config import run_main
+from ndavid.data.config import DataConfig
 from ndavid.data.image_archive import read_archive
 from ndavid.data.image_sources import ImageSource, listing_notes
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.data.manifest import read_manifest
 from ndavid.data.shard_writing import (
     ClipFiles,
@@ -37,7 +38,7 @@ from ndavid.errors import DataError, printable
 from ndavid.interruption import kept_when_interrupted
 from ndavid.ranges import at_least, percent
 
-SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
+SOURCES = get_args(get_type_hints(DataConfig)["source"])
 # About 50 MB of clips of 128 pixels, or of ImageNet's images.
 PER_SHARD = {"clips": 512, "images": 512}
 
@@ -61,12 +62,12 @@ def main() -> None:
 
 
 def write_clips(options: argparse.Namespace) -> WrittenShards:
-    manifest = read_manifest(options.manifest)
+    manifest = read_manifest(options.root)
     records = manifest.select(options.split, options.fold)
     if not records:
         reason = f"the {options.split} split of fold {options.fold} has no clips"
-        raise DataError(options.manifest, reason)
-    file = options.manifest / "manifest.csv" if options.manifest.is_dir() else options.manifest
+        raise DataError(options.root, reason)
+    file = options.root / "manifest.csv" if options.root.is_dir() else options.root
     source = {
         "manifest": file.resolve().parent.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -108,7 +109,7 @@ def write(
 def open_source(options: argparse.Namespace) -> ImageSource:
     if options.source == "packed":  # its files, not their pixels
         return read_archive(options.root, options.split)
-    config = ImageDataConfig(
+    config = DataConfig(
         source=options.source,
         root=str(options.root),
         split=options.split,
@@ -150,7 +151,7 @@ def parse_options() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="what", required=True)
     clips = commands.add_parser("clips", help="write a prepared set of videos")
-    clips.add_argument("--manifest", type=Path, required=True, help="what prepare.py wrote")
+    clips.add_argument("--root", type=Path, required=True, help="what prepare.py wrote")
     clips.add_argument("--split", default="train", choices=["train", "test", "val"])
     clips.add_argument("--fold", type=at_least(1), default=1, help="official split (1)")
     images = commands.add_parser("images", help="write an image set")

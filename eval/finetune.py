@@ -1,7 +1,7 @@
 """Fine-tune a pretrained encoder for action recognition, or train it from scratch, and test it.
 
     python eval/finetune.py --config eval/configs/ucf101_finetune.yaml \\
-        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-finetune
+        --data.root data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-finetune
 
 Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
 """

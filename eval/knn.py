@@ -1,7 +1,7 @@
 """kNN classification of videos with a pretrained encoder.
 
     python eval/knn.py --config eval/configs/ucf101_knn.yaml \\
-        --manifest data/ucf101 --checkpoint runs/ucf101-moco --output runs/ucf101-moco-knn
+        --data.root data/ucf101 --checkpoint runs/ucf101-moco --output runs/ucf101-moco-knn
 
 Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
 """

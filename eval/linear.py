@@ -1,7 +1,7 @@
 """Linear probe of a pretrained encoder on cached features.
 
     python eval/linear.py --config eval/configs/ucf101_linear.yaml \\
-        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-linear
+        --data.root data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-linear
 
 Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
 """

@@ -1,7 +1,7 @@
 """Motion probe: do a pretrained encoder's features tell true clips from reversed and shuffled ones?
 
     python eval/motion.py --config eval/configs/ucf101_motion.yaml \\
-        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-motion
+        --data.root data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-motion
 
 Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
 """

@@ -1,7 +1,7 @@
 """Nearest-neighbour retrieval with a pretrained encoder, R@k.
 
     python eval/retrieval.py --config eval/configs/ucf101_retrieval.yaml \\
-        --manifest data/ucf101 --checkpoint runs/ucf101-stitch --output runs/ucf101-stitch-retrieval
+        --data.root data/ucf101 --checkpoint runs/ucf101-stitch
 
 Several GPUs: ``accelerate launch`` instead of ``python``. ``--help`` lists every key.
 """

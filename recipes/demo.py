@@ -56,7 +56,7 @@ def pretrain(folder: Path, prepared: Path, arm: str, config: str) -> Path:
     call(
         "recipes/pretrain_dpc.py",
         *("--config", f"recipes/configs/dpc/{config}"),
-        *("--data.manifest", str(prepared), "--run.output", str(run)),
+        *("--data.root", str(prepared), "--run.output", str(run)),
     )
     return run
 
@@ -68,7 +68,7 @@ def finetune(folder: Path, prepared: Path, name: str, checkpoint: Path | None) -
         "eval/finetune.py",
         *("--config", "eval/configs/demo_finetune.yaml"),
         *("--checkpoint", str(checkpoint or "")),
-        *("--manifest", str(prepared), "--output", str(output)),
+        *("--data.root", str(prepared), "--output", str(output)),
     )
     return load_result(output / "result.json")
 

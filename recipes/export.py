@@ -72,7 +72,7 @@ def trained_frames(run: Mapping[str, Any]) -> int | None:
         return model["block_len"]
     if views.get("sampling") == "blocks":
         return views["block_len"] * (1 if model.get("head") == "dpc" else views["num_blocks"])
-    if section(data, "video").get("manifest"):
+    if "num_frames" in data and data.get("source") == "clips":
         return data["num_frames"]
     return views.get("num_frames")
 

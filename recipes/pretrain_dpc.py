@@ -2,7 +2,7 @@
 
     accelerate launch recipes/pretrain_dpc.py \\
         --config recipes/configs/dpc/ucf101_r18_nda-stitch.yaml \\
-        --data.manifest data/ucf101 --run.output runs/ucf101-stitch
+        --data.root data/ucf101 --run.output runs/ucf101-stitch
 
 Any key can be set on the command line (``--nda.spec jigsaw:grid=3``); ``--help`` lists them. A run
 that was stopped goes on when the command is given again. Several CPU processes: ``torchrun``.
@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, collate
+from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import RunConfig, fit
@@ -46,7 +47,7 @@ class ObjectiveConfig:
 class PretrainDpcConfig:
     """Everything that decides a DPC pretraining run."""
 
-    data: VideoDataConfig = field(default_factory=VideoDataConfig)
+    data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: DpcConfig = field(default_factory=DpcConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -2,9 +2,9 @@
 
     accelerate launch recipes/pretrain_moco.py \\
         --config recipes/configs/moco/cifar10_resnet18_nda-jigsaw.yaml \\
-        --data.images.root data/cifar10 --run.output runs/cifar10-jigsaw
+        --data.root data/cifar10 --run.output runs/cifar10-jigsaw
 
-For clips give ``--data.video.manifest``. Any key can be set on the command line (``--nda.spec
+``data.root`` may hold clips or images. Any key can be set on the command line (``--nda.spec
 jigsaw:grid=3``); ``--help`` lists them. A run that was stopped goes on when the command is given
 again. Several CPU processes: ``torchrun``.
 """
@@ -19,9 +19,10 @@ from pathlib import Path
 
 from ndavid.collectives import rank
 from ndavid.config import given_keys, parse, run_main, to_yaml
+from ndavid.data.config import ViewsDataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.data.video import collate
-from ndavid.data.views import TrainingViews, ViewsDataConfig, open_views
+from ndavid.data.views import TrainingViews, open_views
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
 from ndavid.engine.run_directory import superseded

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.data.batch_augment import BatchAugment
+from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import MemoryImages
-from ndavid.data.images import ImageDataConfig, ImageDataset
+from ndavid.data.images import ImageDataset
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
@@ -40,7 +41,7 @@ from ndavid.methods.classification import ClassificationMethod
 class TrainClassifierConfig:
     """Everything that decides a classifier."""
 
-    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     """labelled images"""
     held_out: float = 0.1
     """share of each class that is not trained on, to measure accuracy"""

@@ -23,8 +23,9 @@ import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
+from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import listing_notes
-from ndavid.data.images import ImageDataConfig, ImageDataset, image_eval_transform, open_images
+from ndavid.data.images import ImageDataset, image_eval_transform, open_images
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
@@ -41,7 +42,7 @@ from ndavid.models.gan.model import GanConfig
 class TrainGanConfig:
     """Everything that decides a GAN's training run."""
 
-    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     augment: GanAugmentConfig = field(default_factory=GanAugmentConfig)
     model: GanConfig = field(default_factory=GanConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

@@ -9,9 +9,10 @@ import pytest
 from image_files import write_tree
 from test_recipes import assert_one_clear_line, call
 
+from ndavid.data.config import DataConfig
 from ndavid.data.image_archive import write_archive
 from ndavid.data.image_packing import pack
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.engine.rng import derive_seed
 from ndavid.evaluation.generation_features import classifier_space
 from ndavid.evaluation.image_task import split_off
@@ -45,7 +46,7 @@ def test_a_run_leaves_a_feature_space_and_its_accuracy(
     root = tree
     if source == "packed":
         root = tmp_path / "photos.npz"
-        images = open_images(ImageDataConfig(source="folder", root=str(tree)))
+        images = open_images(DataConfig(source="folder", root=str(tree)))
         write_archive(root, images.classes, {"train": pack(images, quality=None).split})
     output = tmp_path / "run"
     words = [*SHORT, f"--data.source={source}", f"--data.root={root}", f"--run.output={output}"]
@@ -72,7 +73,7 @@ def test_a_run_leaves_a_feature_space_and_its_accuracy(
 def test_what_was_not_trained_on_stands_before_the_accuracy(tmp_path: Path) -> None:
     # The single image of c is held out; one of a cannot be read.
     tree = write_tree(tmp_path / "photos" / "train", {"a": 12, "b": 12, "c": 1}, size=(32, 32))
-    source = open_images(ImageDataConfig(source="folder", root=str(tree.parent)))
+    source = open_images(DataConfig(source="folder", root=str(tree.parent)))
     train, _ = split_off(source, 0.25, derive_seed(0, "holdout"))
     (tree / "a" / Path(train.name(0)).name).write_bytes(b"no image")
     output = tmp_path / "run"

@@ -52,7 +52,7 @@ def write_run(run: Path, config: Mapping[str, Any], prefix: str = "moco.encoder.
 
 
 MOCO_IMAGES = {
-    "data": {"images": {"root": "cifar"}, "video": {"manifest": ""}, "num_frames": 16},
+    "data": {"source": "folder", "root": "cifar", "num_frames": 16},
     "augment": {"size": 24},
     "model": {"encoder": "cifar:resnet20", "queue_size": 8},
 }
@@ -116,19 +116,18 @@ def recipe() -> dict[str, Any]:
     return runpy.run_path(str(RECIPE))
 
 
-VIDEO = {"manifest": "m"}
-CLIPS = {"data": {"video": VIDEO, "images": {"root": ""}, "num_frames": 8}}
+CLIPS = {"data": {"source": "clips", "root": "m", "num_frames": 8}}
 VIEWS = {"sampling": "blocks", "num_blocks": 4, "block_len": 5, "num_frames": 16}
 
 
 @pytest.mark.parametrize(
     ("config", "frames"),
     [
-        ({"model": {"block_len": 5, "num_blocks": 8}, "data": {"manifest": "m"}}, 5),
+        ({"model": {"block_len": 5, "num_blocks": 8}, "data": {"root": "m"}}, 5),
         ({"model": {}, **CLIPS}, 8),
         ({"model": {}, **MOCO_IMAGES}, None),
-        ({"model": {"head": "dpc"}, "views": VIEWS, "manifest": "m"}, 5),
-        ({"model": {"head": "pool"}, "views": VIEWS, "manifest": "m"}, 20),
+        ({"model": {"head": "dpc"}, "views": VIEWS, "data": {"root": "m"}}, 5),
+        ({"model": {"head": "pool"}, "views": VIEWS, "data": {"root": "m"}}, 20),
         ({"model": {"head": "pool"}, "views": {**VIEWS, "sampling": "dense"}}, 16),
         ({"model": {}, "views": {"size": 32}, "data": {"source": "cifar10"}}, None),
         ({"encoder": "resnet2d3d10"}, None),

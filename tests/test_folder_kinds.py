@@ -13,6 +13,7 @@ import scripts
 import yaml
 
 from ndavid.config import from_yaml, to_yaml
+from ndavid.data.config import DataConfig
 from ndavid.engine.run_directory import check_folder as check_run_folder
 from ndavid.errors import ConfigError
 from ndavid.evaluation import knn, linear, output_folder
@@ -188,13 +189,13 @@ def test_an_evaluation_refuses_a_folder_of_another_kind(
 
 
 def test_the_default_folder_keeps_the_results_of_other_weights_and_data(tmp_path: Path) -> None:
-    config = knn.KnnConfig(checkpoint="runs/a", manifest="data/ucf101", output="set")
-    folder = result(tmp_path, checkpoint="runs/a", manifest="data/ucf101")
+    config = knn.KnnConfig(checkpoint="runs/a", data=DataConfig(root="data/ucf101"), output="set")
+    folder = result(tmp_path, checkpoint="runs/a", data={"root": "data/ucf101"})
     check_folder(folder, "knn", config)
-    result(tmp_path, checkpoint="runs/a", manifest="data/hmdb51")
-    with pytest.raises(ConfigError, match="manifest 'data/hmdb51', not 'data/ucf101'"):
+    result(tmp_path, checkpoint="runs/a", data={"root": "data/hmdb51"})
+    with pytest.raises(ConfigError, match=r"data\.root 'data/hmdb51', not 'data/ucf101'"):
         check_folder(folder, "knn", config)
-    result(tmp_path, checkpoint="other/runs/a", manifest="data/ucf101")
+    result(tmp_path, checkpoint="other/runs/a", data={"root": "data/ucf101"})
     with pytest.raises(ConfigError, match="checkpoint 'other/runs/a', not 'runs/a'"):
         check_folder(folder, "knn", config)
     check_folder(folder, "knn")  # named by the user: replaced, as ever

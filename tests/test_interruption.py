@@ -103,7 +103,7 @@ def test_preparing_says_what_is_kept(
         (
             "shard.py",
             "manifest.read_manifest",
-            "clips --manifest out --output shards",
+            "clips --root out --output shards",
             "the shards in shards would be written anew; to go on",
         ),
     ],

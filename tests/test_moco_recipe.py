@@ -29,7 +29,7 @@ SHORT = [
 ]
 IMAGES = [
     f"--config={CONFIGS / 'cifar10_packed_resnet20_nda-jigsaw.yaml'}",
-    "--data.images.source=folder",
+    "--data.source=folder",
     "--data.augment_on=workers",
     "--run.epochs=1",
     *SHORT,
@@ -38,7 +38,7 @@ CLIPS = [
     f"--config={CONFIGS / 'jhmdb21_r10_nda-frame_shuffle.yaml'}",
     "--augment.size=32",
     "--model.encoder=resnet2d3d10_half",
-    "--data.video.fold=1",
+    "--data.fold=1",
     "--data.num_frames=4",
     "--monitor.every=0",
     "--run.epochs=1",
@@ -72,7 +72,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[..., Pa
 
 def test_a_run_on_images_leaves_an_encoder_and_its_curves(image_tree: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    outcome = call(RECIPE, *IMAGES, f"--data.images.root={image_tree}", f"--run.output={output}")
+    outcome = call(RECIPE, *IMAGES, f"--data.root={image_tree}", f"--run.output={output}")
     assert outcome.returncode == 0, outcome.stderr
     records = [r for r in processes.records(output) if "loss" in r]
     assert [record["step"] for record in records] == [1, 2, 3, 4]
@@ -89,7 +89,7 @@ def test_a_run_on_images_leaves_an_encoder_and_its_curves(image_tree: Path, tmp_
 def test_a_run_on_clips_in_two_ranks_dies_and_resumes_to_the_same_bits(
     clips: Path, tmp_path: Path
 ) -> None:
-    options = [*CLIPS, f"--data.video.manifest={clips}", "--run.save_every_steps=1"]
+    options = [*CLIPS, f"--data.root={clips}", "--run.save_every_steps=1"]
     options += ["--run.batch_size=2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     processes.run(RECIPE, options, whole, ranks=2)
@@ -98,11 +98,11 @@ def test_a_run_on_clips_in_two_ranks_dies_and_resumes_to_the_same_bits(
     processes.assert_same_run(whole, broken)
 
 
-def test_bad_settings_give_one_clear_line(image_tree: Path, clips: Path, tmp_path: Path) -> None:
+def test_bad_settings_give_one_clear_line(image_tree: Path, tmp_path: Path) -> None:
     output = f"--run.output={tmp_path / 'run'}"
-    images = f"--data.images.root={image_tree}"
-    both = call(RECIPE, *IMAGES, images, f"--data.video.manifest={clips}", output)
-    assert_one_clear_line(both, "only one")
+    images = f"--data.root={image_tree}"
+    nothing = call(RECIPE, *IMAGES, "--data.root=", output)
+    assert_one_clear_line(nothing, "data.root is empty")
     in_memory = call(RECIPE, *IMAGES, images, "--data.augment_on=device", output)
     assert_one_clear_line(in_memory, "augment_on: workers")
     misspelt = call(RECIPE, *IMAGES, images, "--nda.view=keys", output)
@@ -115,7 +115,7 @@ def test_a_queue_as_long_as_the_set_warns(image_tree: Path, tmp_path: Path) -> N
     outcome = call(
         RECIPE,
         *IMAGES,
-        f"--data.images.root={image_tree}",
+        f"--data.root={image_tree}",
         f"--run.output={tmp_path / 'run'}",
         "--model.queue_size=16",
         "--run.max_steps=1",
@@ -127,7 +127,7 @@ def test_a_queue_as_long_as_the_set_warns(image_tree: Path, tmp_path: Path) -> N
 def test_a_run_begun_under_the_old_defaults_goes_on_with_them(clips: Path, tmp_path: Path) -> None:
     """The same command that began it, when the defaults were the published form."""
     output = tmp_path / "run"
-    common = [*CLIPS, f"--data.video.manifest={clips}", f"--run.output={output}"]
+    common = [*CLIPS, f"--data.root={clips}", f"--run.output={output}"]
     old = ["--nda.encoder=key", "--nda.norm=own", "--nda.weight=1.0"]
     assert (
         call(RECIPE, *common, *old, "--run.max_steps=1", "--optim.schedule=constant").returncode

@@ -206,7 +206,6 @@ runpy.run_path(script, run_name="__main__")
 @pytest.mark.parametrize("recipe", ["pretrain_moco", "train_classifier", "train_gan"])
 def test_a_recipe_holds_its_folder_until_its_last_file(recipe: str, tmp_path: Path) -> None:
     write_tree(tmp_path / "images" / "train", {"a": 8, "b": 8}, size=(32, 32))
-    images = "data.images." if recipe == "pretrain_moco" else "data."
     own = {
         "pretrain_moco": ["--model.queue_size=8", "--model.bn_splits=1", "--monitor.every=0"],
         "train_classifier": ["--held_out=0.25"],
@@ -216,7 +215,7 @@ def test_a_recipe_holds_its_folder_until_its_last_file(recipe: str, tmp_path: Pa
             "--model.discriminator_channels=8",
         ],
     }
-    words = [f"--{images}source=folder", f"--{images}root={tmp_path / 'images'}"]
+    words = ["--data.source=folder", f"--data.root={tmp_path / 'images'}"]
     words += ["--run.batch_size=4", "--run.max_steps=1", "--run.num_workers=0", "--run.device=cpu"]
     words += own[recipe]
     script = tmp_path / "witness.py"

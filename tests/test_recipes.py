@@ -76,7 +76,7 @@ def assert_one_clear_line(outcome: subprocess.CompletedProcess[str], *named: str
 
 def test_a_run_leaves_what_the_readme_promises(prepared: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    outcome = call(RECIPE, *TINY, f"--data.manifest={prepared}", f"--run.output={output}")
+    outcome = call(RECIPE, *TINY, f"--data.root={prepared}", f"--run.output={output}")
     assert outcome.returncode == 0, outcome.stderr
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "report.html"):
         assert (output / name).exists(), name
@@ -86,14 +86,14 @@ def test_a_run_leaves_what_the_readme_promises(prepared: Path, tmp_path: Path) -
         assert key in records[-1], key
     timed = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     assert timed["samples_per_s"] > 0 and timed["seconds_compute"] > 0
-    again = call(RECIPE, *TINY, f"--data.manifest={prepared}", f"--run.output={output}")
+    again = call(RECIPE, *TINY, f"--data.root={prepared}", f"--run.output={output}")
     assert again.returncode == 0 and len(processes.records(output)) == 8
 
 
 def test_two_ranks_train_save_die_and_resume_to_the_same_bits(
     prepared: Path, tmp_path: Path
 ) -> None:
-    options = [*TINY, f"--data.manifest={prepared}", "--run.save_every_steps=1"]
+    options = [*TINY, f"--data.root={prepared}", "--run.save_every_steps=1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     processes.run(RECIPE, options, whole, ranks=2)
     processes.kill_at(processes.start(RECIPE, options, broken, ranks=2), 2)
@@ -107,7 +107,7 @@ def test_bad_configs_give_one_clear_line(prepared: Path, tmp_path: Path) -> None
     assert_one_clear_line(
         call(RECIPE, f"--config={misspelt}"), "pred_step", "pred_steps", "misspelt.yaml"
     )
-    data = [f"--data.manifest={prepared}", f"--run.output={tmp_path / 'run'}"]
+    data = [f"--data.root={prepared}", f"--run.output={tmp_path / 'run'}"]
     assert_one_clear_line(
         call(RECIPE, *TINY, *data, "--model.encoder=resnet2d3d81"), "resnet2d3d81", "resnet2d3d18"
     )
@@ -124,7 +124,7 @@ def test_unreadable_clips_stop_training_with_their_names(
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     write_manifest(tmp_path, ["good.mp4", "empty.mp4", "text.mp4", "cut.mp4", "gone.mp4"])
     output = tmp_path / "run"
-    data = [f"--data.manifest={tmp_path}", f"--run.output={output}"]
+    data = [f"--data.root={tmp_path}", f"--run.output={output}"]
     outcome = call(RECIPE, *TINY, *data)
     assert_one_clear_line(outcome, "max_bad_fraction")
     allowed = call(RECIPE, *TINY, *data, "--run.max_bad_fraction=1.0", "--run.resume=never")
@@ -150,7 +150,7 @@ def test_what_is_no_checkpoint_is_refused(prepared: Path, tmp_path: Path) -> Non
     hostile.write_bytes(pickle.dumps(Payload(witness)))
     text = tmp_path / "notes.pt"
     text.write_text("no checkpoint")
-    data = [f"--data.manifest={prepared}", f"--run.output={tmp_path / 'run'}"]
+    data = [f"--data.root={prepared}", f"--run.output={tmp_path / 'run'}"]
     for path in (hostile, text, tmp_path / "nowhere"):
         assert_one_clear_line(call(RECIPE, *TINY, *data, f"--run.resume={path}"), path.name)
     assert not witness.exists()

@@ -85,7 +85,7 @@ def test_dpc_from_a_server_is_dpc_from_a_folder(
 
 def test_moco_on_clips(clips: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    outcome = call(MOCO, *MOCO_CLIPS, f"--data.video.shards={clips}", f"--run.output={output}")
+    outcome = call(MOCO, *MOCO_CLIPS, f"--data.shards={clips}", f"--run.output={output}")
     assert outcome.returncode == 0, outcome.stderr
     assert processes.last_step(output) == 4
 
@@ -96,7 +96,7 @@ def image_options(images: Path, output: Path) -> list[str]:
         "--data.augment_on=workers",
         "--run.epochs=2",
         *SHORT,
-        f"--data.images.shards={images}",
+        f"--data.shards={images}",
         f"--run.output={output}",
     ]
 

@@ -34,7 +34,7 @@ methods:
     recipe: recipes/pretrain_dpc.py
     config: recipes/configs/dpc/demo_r10.yaml
     overrides: &data
-      data.manifest: "{clips}"
+      data.root: "{clips}"
       data.fold: "{split}"
       data.frame_stride: 1
       augment.size: 32
@@ -58,7 +58,7 @@ measurements:
     script: eval/retrieval.py
     config: eval/configs/demo_retrieval.yaml
     overrides:
-      manifest: "{clips}"
+      data.root: "{clips}"
       model.encoder: resnet2d3d10_half
       folds: "[{split}]"
       seed: "{seed}"
@@ -72,7 +72,7 @@ measurements:
   - name: unwell
     script: eval/retrieval.py
     config: eval/configs/demo_retrieval.yaml
-    overrides: {manifest: "{clips}", ks: [0]}
+    overrides: {data.root: "{clips}", ks: [0]}
     arms: [random]
 """
 

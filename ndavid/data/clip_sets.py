@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.sampling import ClipSampler, ShortClipReport, usable
 from ndavid.data.shard_index import LocatedShards, ShardIndex, locate
 from ndavid.data.shard_store import ShardStore
-from ndavid.data.video import VideoDataConfig
 from ndavid.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class ClipSet:
     summary: str
 
 
-def open_clips(config: VideoDataConfig, sampler: ClipSampler) -> ClipSet:
+def open_clips(config: TrainingDataConfig, sampler: ClipSampler) -> ClipSet:
     """The training clips that a config names, as far as the sampler can use them.
 
     Raises:
@@ -40,12 +40,8 @@ def open_clips(config: VideoDataConfig, sampler: ClipSampler) -> ClipSet:
     """
     if config.shards:
         return _of_shards(config, sampler)
-    if not config.manifest:
-        raise ConfigError(
-            "data.manifest is empty; give the folder datasets/prepare.py wrote, or the shards "
-            "datasets/shard.py wrote"
-        )
-    manifest = read_manifest(config.manifest)
+    config.resolve_source()  # says what to give where there is nothing
+    manifest = read_manifest(config.root)
     records, short = usable(manifest.select(config.split, config.fold), sampler)
     return ClipSet(records, manifest.root, None, _summary(records, short, sampler))
 
@@ -59,7 +55,7 @@ def clip_records(index: ShardIndex) -> tuple[ClipRecord, ...]:
     )
 
 
-def _of_shards(config: VideoDataConfig, sampler: ClipSampler) -> ClipSet:
+def _of_shards(config: TrainingDataConfig, sampler: ClipSampler) -> ClipSet:
     located = locate(config.shards, "clips")
     _check_part(located, config)
     every = clip_records(located.index)
@@ -70,7 +66,7 @@ def _of_shards(config: VideoDataConfig, sampler: ClipSampler) -> ClipSet:
     return ClipSet(records, Path(located.origin), ShardStore(located, kept), text)
 
 
-def _check_part(located: LocatedShards, config: VideoDataConfig) -> None:
+def _check_part(located: LocatedShards, config: TrainingDataConfig) -> None:
     """Shards of another fold would hold what this one keeps for its tests."""
     index = located.index
     if (index.split, index.fold) != (config.split, config.fold):

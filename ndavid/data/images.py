@@ -9,14 +9,15 @@ Small images live in memory; their augmentation may run on the device instead (b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
+from ndavid.data.config import DataConfig
 from ndavid.data.image_archive import open_archive
 from ndavid.data.image_folders import open_flat, open_tree
 from ndavid.data.image_sources import ImageSource, MemoryImages
@@ -32,40 +33,7 @@ from ndavid.errors import ConfigError, DataError
 _RESIZE_FROM = 64
 
 
-@dataclass(kw_only=True)
-class ImageDataConfig:
-    """Which images are read.
-
-    Attributes:
-        source: what `root` holds: one of torchvision's sets, a tree of class folders, images
-            without classes (flat), or a packed archive.
-        root: the set's folder, the tree, or the .npz file.
-        shards: instead of source and root, shards that `datasets/shard.py` wrote:
-            `path/{000000..000127}.tar`, local or a URL, or the folder that holds them.
-        split: cifar: train, test; stl10: train, test, unlabeled, train+unlabeled; svhn: train,
-            test, extra; dtd: train, val, test (of its first partition); celeba: train, valid,
-            test, all; folder: the subfolder that holds the class folders, "" for root itself;
-            flat: the subfolder that holds the images at any depth, "" for root itself, and so is
-            train where there is no such subfolder; packed: the prefix of the arrays; shards: the
-            split they were written of.
-        classes: names of the classes to take, labelled in this order; empty: all.
-        class_list: text file with one class a line, in label order, to take only these (the first
-            word counts: ImageNet-100 lists name the synset first); for folder.
-        download: let torchvision fetch what is missing, first from one process.
-    """
-
-    source: Literal[
-        "cifar10", "cifar100", "stl10", "svhn", "dtd", "celeba", "folder", "flat", "packed"
-    ] = "cifar10"
-    root: str = ""
-    shards: str = ""
-    split: str = "train"
-    classes: list[str] = field(default_factory=list)
-    class_list: str = ""
-    download: bool = False
-
-
-def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSource:
+def open_images(config: DataConfig, *, split: str | None = None) -> ImageSource:
     """The images that a config names; `split` stands in for the config's.
 
     Raises:
@@ -75,17 +43,18 @@ def open_images(config: ImageDataConfig, *, split: str | None = None) -> ImageSo
     split = config.split if split is None else split
     if config.shards:
         return _open_shards(config, split)
-    if not config.root:
-        raise ConfigError("the images' root is empty; give the folder or archive that holds them")
-    if config.class_list and config.source != "folder":
-        raise ConfigError(f"class_list is for source folder, not {config.source}")
+    found = config.resolve_source()
+    if found == "clips":
+        raise ConfigError(f"{config.root} holds prepared videos; images are expected here")
+    if config.class_list and found != "folder":
+        raise ConfigError(f"class_list is for source folder, not {found}")
     if config.class_list and config.classes:
         raise ConfigError("give the classes by name (classes) or in a file (class_list), not both")
-    source = _open(config, split)
+    source = _open(config, found, split)
     return class_subset(source, config.classes) if config.classes else source
 
 
-def _open_shards(config: ImageDataConfig, split: str) -> ImageSource:
+def _open_shards(config: DataConfig, split: str) -> ImageSource:
     if config.classes or config.class_list:
         raise ConfigError(
             "shards have the classes they were written with: leave out classes and class_list "
@@ -94,14 +63,14 @@ def _open_shards(config: ImageDataConfig, split: str) -> ImageSource:
     return open_shards(config.shards, split)
 
 
-def _open(config: ImageDataConfig, split: str) -> ImageSource:
-    if config.source == "folder":
+def _open(config: DataConfig, source: str, split: str) -> ImageSource:
+    if source == "folder":
         return open_tree(Path(config.root), split, config.class_list)
-    if config.source == "flat":
+    if source == "flat":
         return open_flat(Path(config.root), split)
-    if config.source == "packed":
+    if source == "packed":
         return open_archive(config.root, split)
-    return open_torchvision(config.source, config.root, split, download=config.download)
+    return open_torchvision(source, config.root, split, download=config.download)
 
 
 class ImageDataset(SeededDataset):

@@ -141,13 +141,13 @@ def member_key(file: str, place: int) -> str:
     return f"{file.removesuffix('.tar')}_{place:06d}"
 
 
-def locate(shards: str, kind: Kind) -> LocatedShards:
+def locate(shards: str, kind: Kind | None = None) -> LocatedShards:
     """Finds the shards that a config names, and their index.
 
     Args:
         shards: ``path/{000000..000127}.tar``, local or a URL; or the folder or index.json that
             lists them all.
-        kind: what must be in them.
+        kind: what must be in them; None for either.
 
     Raises:
         ConfigError: a pattern that names nothing, shards of several sets, or of the other kind.
@@ -156,7 +156,7 @@ def locate(shards: str, kind: Kind) -> LocatedShards:
     """
     origin, urls = _find(shards)
     index = parse_index(origin, fetch_index(origin))
-    if index.kind != kind:
+    if kind is not None and index.kind != kind:
         raise ConfigError(f"{origin}: these shards hold {index.kind}; {kind} were expected here")
     if urls:
         chosen = _choose(origin, index, [shard_name(url) for url in urls])

@@ -25,7 +25,7 @@ def open_torchvision(name: str, root: str, split: str, *, download: bool) -> Ima
     """The images of one of torchvision's sets.
 
     Args:
-        name: of the set, as `ImageDataConfig.source` has it.
+        name: of the set, as `DataConfig.source` has it.
         root: the folder that torchvision takes.
         split: one that the set has.
         download: fetch what is missing.

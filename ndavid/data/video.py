@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,43 +26,12 @@ from ndavid.data.shard_store import ShardStore
 from ndavid.data.transforms import ClipTransform, TellsContent
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import ConfigError, DataError, DecodeError
-from ndavid.ranges import AT_LEAST_1, check_ranges
 
 Damaged = Literal["report", "bad"]
 
 _PIXEL_KEYS = frozenset({"video", "image", "views"})
 # What else is stacked, where all samples of a batch have it.
 _SHARED_KEYS = ("same_as", "unchanged", "content", "uncoloured")
-
-
-@dataclass(kw_only=True)
-class VideoDataConfig:
-    """Which clips are read, and how.
-
-    Attributes:
-        manifest: the manifest.csv that `datasets/prepare.py` wrote, or the folder that holds it.
-        shards: instead of the manifest, shards that `datasets/shard.py` wrote:
-            `path/{000000..000127}.tar`, local or a URL, or the folder that holds them.
-        fold: official split to use, from 1. Shards must have been written of it.
-        split: which part of it; of shards likewise.
-        backend: "pyav", "decord", "torchcodec" or "frames"; shards are for "pyav".
-        frame_stride: every how many-th frame of the video is taken.
-        short: what to do with videos shorter than a clip: start over, repeat the end, or drop.
-        damaged: what frames mean that the decoder flags as damaged: told and used, or as bad as a
-            file that cannot be read.
-    """
-
-    manifest: str = ""
-    shards: str = ""
-    fold: int = 1
-    split: Literal["train", "test", "val"] = "train"
-    backend: Literal["pyav", "decord", "torchcodec", "frames"] = "pyav"
-    frame_stride: int = 3
-    short: Literal["loop", "pad", "drop"] = "loop"
-    damaged: Literal["report", "bad"] = "report"
-
-    def __post_init__(self) -> None:
-        check_ranges(self, fold=AT_LEAST_1, frame_stride=AT_LEAST_1)
 
 
 class ViewTransform(Protocol):

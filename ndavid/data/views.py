@@ -6,17 +6,16 @@ workers, or, of image sets that live in memory, in whole batches on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import ViewsDataConfig
 from ndavid.data.image_sources import MemoryImages, listing_notes
 from ndavid.data.images import (
-    ImageDataConfig,
     ImageDataset,
     MultiViewImages,
     image_eval_transform,
@@ -25,28 +24,8 @@ from ndavid.data.images import (
 from ndavid.data.sampling import DenseClip
 from ndavid.data.seeded_dataset import SeededDataset
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, MultiViewClips, VideoDataConfig
+from ndavid.data.video import ClipDataset, MultiViewClips
 from ndavid.errors import ConfigError
-from ndavid.ranges import AT_LEAST_1, check_ranges
-
-
-@dataclass(kw_only=True)
-class ViewsDataConfig:
-    """Images or videos, of which exactly one must be named, and where their views are made."""
-
-    images: ImageDataConfig = field(default_factory=ImageDataConfig)
-    """the image set (root), or its shards"""
-    video: VideoDataConfig = field(default_factory=VideoDataConfig)
-    """the prepared videos (manifest), or their shards"""
-    num_frames: int = 16
-    """frames a clip"""
-    same_frames: bool = False
-    """all views of a video show the same frames; else each draws its own start"""
-    augment_on: Literal["workers", "device"] = "workers"
-    """workers, sample by sample; device, in batches: for image sets of one small size"""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, num_frames=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -75,24 +54,16 @@ def open_views(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
     """The training set that ``config`` names, in ``num_views`` views a sample.
 
     Raises:
-        ConfigError: not exactly one of images and videos is named, or views are wanted on the
-            device of what does not live in memory.
+        ConfigError: nothing is named, or views are wanted on the device of what does not live in
+            memory.
         DataError: nothing to read, or damaged files.
     """
-    images = bool(config.images.root or config.images.shards)
-    if images == bool(config.video.manifest or config.video.shards):
-        raise ConfigError(
-            "name what to train on: data.images.root (a folder or archive of images) or "
-            "data.video.manifest (the folder datasets/prepare.py wrote), or the shards of either, "
-            "and only one of them"
-        )
-    if images:
-        return _of_images(config, augment, num_views)
-    return _of_videos(config, augment, num_views)
+    of = _of_videos if config.kind() == "clips" else _of_images
+    return of(config, augment, num_views)
 
 
 def _of_images(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) -> TrainingViews:
-    source = open_images(config.images)
+    source = open_images(config)
     on_device = config.augment_on == "device"
     if on_device and not isinstance(source, MemoryImages):
         raise ConfigError(
@@ -115,9 +86,8 @@ def _of_images(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
 def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) -> TrainingViews:
     if config.augment_on == "device":
         raise ConfigError("data.augment_on: device is for images; videos differ in size")
-    video = config.video
-    sampler = DenseClip(config.num_frames, video.frame_stride, video.short)
-    clips = open_clips(video, sampler)
+    sampler = DenseClip(config.num_frames, config.frame_stride, config.short)
+    clips = open_clips(config, sampler)
     transform = train_transform(augment)
     dataset = MultiViewClips(
         clips.records,
@@ -126,9 +96,9 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         transform,
         num_views,
         same_frames=config.same_frames,
-        backend=video.backend,
+        backend=config.backend,
         on_error="next",
-        damaged=video.damaged,
+        damaged=config.damaged,
         store=clips.store,
     )
     plain = ClipDataset(
@@ -136,9 +106,9 @@ def _of_videos(config: ViewsDataConfig, augment: AugmentConfig, num_views: int) 
         clips.root,
         sampler,
         transform,
-        backend=video.backend,
+        backend=config.backend,
         on_error="next",
-        damaged=video.damaged,
+        damaged=config.damaged,
         store=clips.store,
     )
     return TrainingViews(

@@ -33,10 +33,11 @@ from torch import Tensor
 
 from ndavid.collectives import rank, world_size
 from ndavid.data.cifar_c import corruption_files, open_cifar_c
+from ndavid.data.config import DataConfig
 from ndavid.data.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.image_subsets import class_subset
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import generator
@@ -85,7 +86,7 @@ class AnomalyConfig:
     runs/, the checkpoint\'s name and -anomaly (evaluation/output_folder.py)"""
     checkpoint: str = ""
     """a GAN's run or one of its checkpoints; of the discriminator there is no average"""
-    data: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(split="test"))
+    data: DataConfig = field(default_factory=lambda: DataConfig(split="test"))
     """images of the GAN's own data that it was not trained on; the same classes"""
     others: list[str] = field(default_factory=list)
     """other image sets, each [NAME=]SOURCE:KEY=VALUE,... with the keys of data, such as

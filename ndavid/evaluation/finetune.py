@@ -54,7 +54,7 @@ from ndavid.ranges import AT_LEAST_1, check_ranges
 
 # Keys that only matter after training.
 _TEST_KEYS = (
-    *("folds", "split"),
+    *("folds", "test_split"),
     *("views.clips", "views.crops", "views.on_bad", "views.on_changed"),
     *("views.views_per_batch", "views.num_workers"),
 )
@@ -100,7 +100,7 @@ def run(config: FinetuneConfig) -> Result:
     make_accelerator(
         device=config.run.device, data_timeout=config.run.data_timeout
     )  # Ranks know each other before they print or load.
-    manifest = open_manifest(config.manifest)
+    manifest = open_manifest(config.data)
     opened = open_folds(config.checkpoint, config.model, config.folds)
     results = [_trial(config, manifest, *each).run() for each in opened.items()]
     result = pool_confusions(mean_over_folds(results))
@@ -108,7 +108,7 @@ def run(config: FinetuneConfig) -> Result:
         result,
         config,
         config.output,
-        config.manifest,
+        config.data.root,
         backend=config.views.backend,
         pictures=gallery(opened.values()),
     )
@@ -119,7 +119,7 @@ def _trial(
 ) -> Trial:
     """One fold; everything that a wrong config or manifest can break is looked at here."""
     task = _Fold(config, manifest, fold)
-    provenance = trace(opened, manifest.select(config.split, fold), manifest.root, fold)
+    provenance = trace(opened, manifest.select(config.test_split, fold), manifest.root, fold)
     loaded = load_classifier(
         opened, config.model, config.views, len(manifest.classes), seed=config.run.seed
     )
@@ -178,8 +178,8 @@ class _Fold:
     def _split(self) -> tuple[ClipRecord, ...]:
         """The training videos; sets the validation videos or the paper's subset beside them."""
         config, manifest, span = self.config, self.manifest, self.sampler.span
-        test = labelled(manifest.select(config.split, self.fold), manifest)
-        train = labelled(manifest.select("train", self.fold), manifest)
+        test = labelled(manifest.select(config.test_split, self.fold), manifest)
+        train = labelled(manifest.select(config.data.split, self.fold), manifest)
         self.files = PreparedFiles([*train, *test], manifest, config.views.on_changed)
         if config.protocol == "paper_compat":
             draw = generator(self.seed, "paper_compat")
@@ -226,7 +226,7 @@ class _Fold:
         self, method: ClassificationMethod, device: torch.device, epoch: int
     ) -> tuple[PerItem, Sequence[str], Protocol]:
         config, manifest, views = self.config, self.manifest, self.config.views
-        test = manifest.select(config.split, self.fold)
+        test = manifest.select(config.test_split, self.fold)
         if self.subset is None:
             dataset, report = views_dataset(test, manifest, views)
             count = views.clips * views.crops
@@ -237,7 +237,7 @@ class _Fold:
             scored = self.subset.scored
             predictions = self._classify_subset(method, device, epoch)
         protocol = describe(
-            views, config.manifest, manifest, report, split=config.split, fold=self.fold
+            views, config.data, manifest, report, split=config.test_split, fold=self.fold
         )
         protocol.num_videos = len(predictions.labels)
         protocol.averaging = "softmax averaged over views"
@@ -257,7 +257,7 @@ class _Fold:
         self, protocol: Protocol, test: Sequence[ClipRecord], report: ShortClipReport
     ) -> None:
         """What was left out of training and test, and what they share."""
-        manifest, train = self.manifest, self.manifest.select("train", self.fold)
+        manifest, train = self.manifest, self.manifest.select(self.config.data.split, self.fold)
         if self.subset is None:
             protocol.warn(*dropped(usable(train, self.sampler)[1], len(train), "training"))
             protocol.warn(*dropped(report, len(test), "test"))

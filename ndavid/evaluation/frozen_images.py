@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import ImageSource
 from ndavid.data.image_subsets import SubsetImages, stratified_indices
-from ndavid.data.images import ImageDataConfig
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.rng import derive_seed
 from ndavid.evaluation.data_warnings import Asked, absent_classes, unreadable
@@ -121,7 +121,7 @@ def share_of_labels(source: ImageSource, fraction: float, seed: int) -> ImageSou
     return SubsetImages(source, drawn)
 
 
-def measured_images(config: ImageConfig) -> ImageDataConfig:
+def measured_images(config: ImageConfig) -> DataConfig:
     """Returns the data config of the images that are measured."""
     return dataclasses.replace(config.data, split=config.test_split)
 

@@ -80,7 +80,7 @@ def measure_folds(
         pool_confusions(mean_over_folds(results)),
         config,
         config.output,
-        config.manifest,
+        config.data.root,
         backend=config.views.backend,
         pictures=gallery(opened.values()),
     )
@@ -105,8 +105,8 @@ def load_fold(
         DataError, DecodeError: As ``open_manifest`` and ``Extraction``.
     """
     started = time.monotonic()
-    views, manifest = config.views, open_manifest(config.manifest)
-    provenance = trace(opened, manifest.select(config.split, fold), manifest.root, fold)
+    views, manifest = config.views, open_manifest(config.data)
+    provenance = trace(opened, manifest.select(config.test_split, fold), manifest.root, fold)
     loaded = load_classifier(opened, config.model, views, len(manifest.classes), seed=config.seed)
     extract = Extraction(
         loaded.classifier,
@@ -117,10 +117,10 @@ def load_fold(
         views_per_item=views.clips * views.crops * (broken.looks if broken else 1),
         num_workers=views.num_workers,
     )
-    features, reports = [], []
-    chosen = [manifest.select(split, fold) for split in ("train", config.split)]
+    features, reports, splits = [], [], (config.data.split, config.test_split)
+    chosen = [manifest.select(split, fold) for split in splits]
     files = PreparedFiles([*chosen[0], *chosen[1]], manifest, views.on_changed)
-    for split, records in zip(("train", config.split), chosen, strict=True):
+    for split, records in zip(splits, chosen, strict=True):
         dataset, report = views_dataset(records, manifest, views)
         names = [record.path for record in dataset.records]
         digest = video_digest(dataset.records, manifest, views, files.changed)
@@ -131,7 +131,7 @@ def load_fold(
         reports.append(report)
     train, test = features
     looked_at = describe(
-        views, config.manifest, manifest, reports[1], split=config.split, fold=fold
+        views, config.data, manifest, reports[1], split=config.test_split, fold=fold
     )
     looked_at.num_videos = len(test.names)
     for side, part, report, found in zip(

@@ -31,8 +31,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ndavid.checkpoint_files import FOLDER, step_folders
 from ndavid.collectives import rank, world_size
+from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import ImageSource
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.rng import generator
@@ -100,11 +101,11 @@ class GenerationConfig:
     batch of samples (train mode, as published FIDs; batch_size 64 there)"""
     pixels: Literal["rounded", "floored"] = "rounded"
     """how samples become uint8: the nearest number, or the one below (as published FIDs)"""
-    generated: ImageDataConfig = field(default_factory=ImageDataConfig)
+    generated: DataConfig = field(default_factory=DataConfig)
     """generated images in files (source flat, folder or packed), where there is no checkpoint"""
     num_samples: int = 10000
     """generated images, at most; 0 takes all there are in files"""
-    reference: ImageDataConfig = field(default_factory=lambda: ImageDataConfig(split="test"))
+    reference: DataConfig = field(default_factory=lambda: DataConfig(split="test"))
     """the real images"""
     reference_samples: int = 0
     """real images, drawn from the seed; 0 takes all"""
@@ -357,7 +358,7 @@ class _Evaluation:
 
     # ---- images in files ------------------------------------------------------------------------
 
-    def _images(self, data: ImageDataConfig, count: int) -> ImageSource:
+    def _images(self, data: DataConfig, count: int) -> ImageSource:
         source = at_most(open_images(data), count, self.config.seed)
         if len(source) < _FEWEST:
             raise ConfigError(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ndavid.checkpoint_files import MODEL_FILE
 from ndavid.collectives import world_size
+from ndavid.data.config import DataConfig
 from ndavid.data.image_subsets import SubsetImages
-from ndavid.data.images import ImageDataConfig
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.runner import Pause, RunConfig, RunResult
 from ndavid.evaluation.agreement import together
@@ -55,7 +55,7 @@ class HeldOutAccuracy:
         method: ClassificationMethod,
         trained: RunResult,
         trained_on: Tensor,
-        data: ImageDataConfig,
+        data: DataConfig,
         run: RunConfig,
     ) -> Result:
         """Returns the accuracy of the last step's weights, and the digest of their file.

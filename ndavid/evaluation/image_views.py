@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import ImageSource, listing_notes
-from ndavid.data.images import ImageDataConfig, image_eval_transform, open_images
+from ndavid.data.images import image_eval_transform, open_images
 from ndavid.data.worker_errors import data_errors_leave_workers
 from ndavid.errors import DataError
 from ndavid.evaluation.protocol import Protocol
@@ -72,7 +73,7 @@ class ImageViews:
         return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def open_labelled(data: ImageDataConfig, test_split: str) -> tuple[ImageSource, ImageSource]:
+def open_labelled(data: DataConfig, test_split: str) -> tuple[ImageSource, ImageSource]:
     """Opens the training and the test images of an evaluation.
 
     Raises:
@@ -85,7 +86,7 @@ def open_labelled(data: ImageDataConfig, test_split: str) -> tuple[ImageSource, 
     return train, test
 
 
-def open_all_labelled(data: ImageDataConfig, *, split: str | None = None) -> ImageSource:
+def open_all_labelled(data: DataConfig, *, split: str | None = None) -> ImageSource:
     """Opens images all of which must have a label.
 
     Raises:
@@ -99,15 +100,16 @@ def open_all_labelled(data: ImageDataConfig, *, split: str | None = None) -> Ima
     return source
 
 
-def dataset_name(data: ImageDataConfig) -> str:
+def dataset_name(data: DataConfig) -> str:
     """Returns what a reader calls the set: ``cifar10``, or the name of a folder or archive."""
     if data.shards:
         return f"shards {data.shards}"
-    return Path(data.root).absolute().stem if data.source in _OWN else data.source
+    source = data.resolve_source()
+    return Path(data.root).absolute().stem if source in _OWN else source
 
 
 def describe_images(
-    views: ImageViewsConfig, data: ImageDataConfig, source: ImageSource, *, split: str
+    views: ImageViewsConfig, data: DataConfig, source: ImageSource, *, split: str
 ) -> Protocol:
     """Returns the Protocol fields that follow from data and views; the evaluator adds the rest."""
     transform = image_eval_transform(views.size, resize=views.resize)
@@ -126,7 +128,7 @@ def describe_images(
     )
 
 
-_DATA_KEYS = {field.name for field in dataclasses.fields(ImageDataConfig)}
+_DATA_KEYS = {field.name for field in dataclasses.fields(DataConfig)}
 
 # Splits that are made of others.
 _PARTS = {
@@ -135,22 +137,22 @@ _PARTS = {
 }
 
 
-def chosen_classes(data: ImageDataConfig) -> str:
+def chosen_classes(data: DataConfig) -> str:
     """Returns which classes were chosen, in words; empty for all."""
     if data.class_list:
         return f"those listed in {Path(data.class_list).name}"
     return ", ".join(data.classes)
 
 
-def share_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
+def share_images(one: DataConfig, other: Mapping[str, Any]) -> bool:
     """Whether another run's ``data`` keys name some of the same images.
 
     Where that cannot be told (lists of classes, shards), it is taken to be so.
     """
     if one.shards:
         return True
-    theirs = ImageDataConfig(**{key: value for key, value in other.items() if key in _DATA_KEYS})
-    if one.source != theirs.source:
+    theirs = DataConfig(**{key: value for key, value in other.items() if key in _DATA_KEYS})
+    if _source(one) != _source(theirs):
         return False
     if one.classes and theirs.classes and not set(one.classes) & set(theirs.classes):
         return False
@@ -162,13 +164,17 @@ def share_images(one: ImageDataConfig, other: Mapping[str, Any]) -> bool:
     return bool(_splits(one) & _splits(theirs))
 
 
-def _folder(data: ImageDataConfig) -> Path:
+def _source(data: DataConfig) -> str:
+    return data.resolve_source() if data.root else data.source
+
+
+def _folder(data: DataConfig) -> Path:
     """Where the images of a tree lie."""
     root = Path(data.root).resolve()
     whole = data.source == "flat" and data.split == "train" and not (root / "train").exists()
     return root if whole else (root / data.split).resolve()
 
 
-def _splits(data: ImageDataConfig) -> set[str]:
+def _splits(data: DataConfig) -> set[str]:
     """The official parts that a split is made of."""
     return _PARTS.get((data.source, data.split), {data.split})

@@ -177,14 +177,14 @@ def probe_order(
     for which, names in (("training", fitted_on.names), ("test", changed.nonzero().tolist())):
         if not len(names):
             raise DataError(
-                config.manifest,
+                config.data.root,
                 f"no {which} clip differs from itself in another order of frames: they all stand "
                 "still or repeat themselves, and there is no motion to probe",
             )
     left = set(fitted_on.names)
     if len(config.decays) > 1 and (left <= held_out or not left & held_out):
         raise DataError(
-            config.manifest,
+            config.data.root,
             "of the training videos with motion all or none are held out to choose the weight "
             f"decay: more of them must move, {ONE_WEIGHT_DECAY}",
         )
@@ -241,7 +241,7 @@ def _held_out(config: MotionConfig, fold: FrozenFold) -> set[str]:
     kept = set(fold.train.names)
     records = tuple(
         dataclasses.replace(record, label=-1)
-        for record in fold.manifest.select("train", fold.fold)
+        for record in fold.manifest.select(config.data.split, fold.fold)
         if record.path in kept
     )
     if len({record.group or record.path for record in records}) < 2:

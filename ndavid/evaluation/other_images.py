@@ -9,19 +9,19 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from ndavid.data.config import DataConfig
 from ndavid.data.corruptions import corrupt
 from ndavid.data.image_sources import ImageSource
-from ndavid.data.images import ImageDataConfig
 from ndavid.engine.rng import generator
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, dataset_name
 from ndavid.methods.nda_config import NegativesConfig
 
-_SOURCES = get_args(get_type_hints(ImageDataConfig)["source"])
+_SOURCES = get_args(get_type_hints(DataConfig)["source"])
 _KEYS = ("root", "split", "class_list", "classes", "download")
 
 
-def parse_source(text: str) -> ImageDataConfig:
+def parse_source(text: str) -> DataConfig:
     """Returns the image set that ``SOURCE:KEY=VALUE,...`` names; its split is ``test`` unless said.
 
     Of several ``classes`` the names have a + between them.
@@ -40,7 +40,7 @@ def parse_source(text: str) -> ImageDataConfig:
     if source not in _SOURCES:
         known = ", ".join(_SOURCES)
         raise ConfigError(f"others: {text!r}: its source must be one of {known}")
-    return ImageDataConfig(**keys)
+    return DataConfig(**keys)
 
 
 def _value(key: str, text: str) -> str | bool | list[str]:
@@ -49,7 +49,7 @@ def _value(key: str, text: str) -> str | bool | list[str]:
     return text == "true" if key == "download" else text
 
 
-def parse_others(texts: list[str]) -> dict[str, ImageDataConfig]:
+def parse_others(texts: list[str]) -> dict[str, DataConfig]:
     """Returns the sets that ``parse_source`` reads, by the name of their column.
 
     A set may be given its name: ``Places365=flat:root=val_256``.

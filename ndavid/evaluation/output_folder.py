@@ -47,7 +47,7 @@ _TASKS = {
 }
 # Keys that say what was measured on what, wherever an evaluator has them.
 _MEASURED = (
-    *("checkpoint", "manifest", "data.root", "data.source", "data.test", "reference.root"),
+    *("checkpoint", "data.root", "data.source", "data.test", "reference.root"),
     *("generated.root", "model.encoder", "model.weights", "weights", "folds"),
 )
 

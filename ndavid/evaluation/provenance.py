@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ndavid.data.clip_sets import clip_records
-from ndavid.data.images import ImageDataConfig
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, read_manifest
 from ndavid.data.shard_index import locate
 from ndavid.engine.position import describe_move
@@ -33,7 +33,7 @@ class TrainingRun:
 
     folder: Path
     data: Mapping[str, Any]
-    """keys that say what it was trained on: of a manifest, or of an ``ImageDataConfig``"""
+    """keys that say what it was trained on: of a ``DataConfig``, or older ones"""
     nda: str
     """spec of its negative augmentation; empty for none, or where it has no such thing"""
     as_real: str = ""
@@ -43,8 +43,10 @@ class TrainingRun:
 
     @property
     def manifest(self) -> str:
-        """The manifest, or the shards, it was trained on; empty for images."""
-        return self.shards or str(self.data.get("manifest", ""))
+        """The prepared videos, or the shards, it was trained on; empty for images."""
+        # Runs of older versions call it manifest.
+        root = self.data.get("root", "") if self.data.get("source") == "clips" else ""
+        return self.shards or str(self.data.get("manifest", "") or root)
 
     @property
     def shards(self) -> str:
@@ -61,7 +63,7 @@ class TrainingRun:
         """The split it was trained on."""
         return str(self.data.get("split", "train"))
 
-    def notes_on_classes(self, tested: ImageDataConfig) -> list[str]:
+    def notes_on_classes(self, tested: DataConfig) -> list[str]:
         """What a reader must know where a GAN is measured on other classes than it makes."""
         trained_on = list(self.data.get("classes", []))
         if trained_on == tested.classes:
@@ -143,18 +145,29 @@ def _word(values: Mapping[str, Any], section: str, key: str) -> str:
 def _data_keys(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a run's config that names its data; empty where none does.
 
-    DPC keeps it under ``data``, MoCo under ``data.video`` or ``data.images``, of which one is
-    filled in; a fine-tuning run on videos has manifest and fold on top. Shards come before either;
-    what images are in theirs is not recorded.
+    It is ``data``; of a fine-tuning run, whose fold stands beside it, both. Runs of older versions
+    have ``manifest`` there or on top, or one of ``data.video`` and ``data.images`` filled in. What
+    images are in shards is not recorded.
     """
     data = config.get("data", config)
     data = data if isinstance(data, Mapping) else {}
     for part in (data, data.get("video"), data.get("images")):
-        if isinstance(part, Mapping) and part.get("shards"):
-            return {} if "source" in part else part
-        if isinstance(part, Mapping) and (part.get("manifest") or part.get("root")):
-            return part
+        if not isinstance(part, Mapping):
+            continue
+        if part.get("shards"):
+            clips = "manifest" in part or _kind_of_shards(str(part["shards"])) == "clips"
+            return part if clips else {}
+        if part.get("manifest") or part.get("root"):
+            return {"fold": config.get("fold", 1), **part}
     return {}
+
+
+def _kind_of_shards(shards: str) -> str:
+    """What is in shards: clips or images; empty where they cannot be read here."""
+    try:
+        return locate(shards).index.kind
+    except NdavidError:
+        return ""
 
 
 def trace(
@@ -200,9 +213,7 @@ def trace(
     return Provenance(details, run.moves)
 
 
-def trace_images(
-    opened: LoadedCheckpoint | None, tested: ImageDataConfig, count: int
-) -> Provenance:
+def trace_images(opened: LoadedCheckpoint | None, tested: DataConfig, count: int) -> Provenance:
     """Returns where weights come from, and whether they were trained on the tested images.
 
     Two sets are the same where source and split are, and for folders and archives the place too.

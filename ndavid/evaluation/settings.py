@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ndavid.data.images import ImageDataConfig
+from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.runner import RunConfig
@@ -38,16 +38,16 @@ class EvaluationConfig:
 class VideoConfig(EvaluationConfig):
     """Which videos an encoder is measured on, and how they are looked at."""
 
-    manifest: str = ""
-    """manifest.csv of the prepared dataset, or its folder"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """the prepared dataset"""
+    test_split: Literal["test", "val"] = "test"
+    """the split that is measured; Kinetics is measured on val"""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """the encoder, and where its features are taken (head: before the linear layer)"""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """what is read from each video"""
     folds: list[int] = field(default_factory=lambda: [1])
     """official folds; several are averaged"""
-    split: Literal["test", "val"] = "test"
-    """the split that is measured; Kinetics is measured on val"""
 
     def __post_init__(self) -> None:
         if not self.folds or len(set(self.folds)) != len(self.folds):
@@ -58,7 +58,7 @@ class VideoConfig(EvaluationConfig):
 class ImageConfig(EvaluationConfig):
     """Which images an encoder is measured on, and how they are looked at."""
 
-    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     """the training images"""
     test_split: str = "test"
     """the split of the same set that is measured"""

@@ -17,12 +17,20 @@ def sources(result: Result) -> dict[str, str]:
     Clips without a group are left out: each stands alone. So is everything where the result names
     no manifest (of images), or one that cannot be read here.
     """
-    manifest = result.config.get("manifest")
-    if not isinstance(manifest, str) or not manifest:
+    root = root_of(result)
+    if not root:
         return {}
     try:
-        records = read_manifest(manifest).records
+        records = read_manifest(root).records
     except DataError:
         return {}
     # A group's name counts within its class only.
     return {record.path: f"{record.label}/{record.group}" for record in records if record.group}
+
+
+def root_of(result: Result) -> str:
+    """The prepared videos that a result was measured on; empty for images."""
+    data = result.config.get("data")
+    # Results of older versions have the manifest on top.
+    root = data.get("root") if isinstance(data, dict) else result.config.get("manifest")
+    return root if isinstance(root, str) and result.protocol.manifest else ""

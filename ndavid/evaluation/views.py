@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.sampling import ClipSampler, DenseClip, DpcBlocks, ShortClipReport, usable
 from ndavid.data.transforms import eval_transform
@@ -74,21 +75,19 @@ class ViewsConfig:
         return f"{self.num_frames} frames, {every}"
 
 
-def open_manifest(path: str) -> Manifest:
-    """Reads the manifest that a config names.
+def open_manifest(data: DataConfig) -> Manifest:
+    """Reads the manifest of the prepared videos that a config names.
 
     Raises:
-        ConfigError: If none is named, or it names no classes.
+        ConfigError: If none is named, it is of images, or it names no classes.
         DataError: If it cannot be read.
     """
-    if not path:
-        raise ConfigError(
-            "manifest is empty; give the folder that datasets/prepare.py wrote, "
-            "e.g. --manifest data/ucf101"
-        )
-    manifest = read_manifest(path)
+    if data.shards:
+        raise ConfigError("data.shards: videos are measured from files; give data.root")
+    data.resolve_source()  # says what to give where there is nothing
+    manifest = read_manifest(data.root)
     if not manifest.classes:
-        raise DataError(path, "the manifest has no classes to evaluate against")
+        raise DataError(data.root, "the manifest has no classes to evaluate against")
     return manifest
 
 
@@ -150,7 +149,7 @@ def views_dataset(
 
 def describe(
     views: ViewsConfig,
-    manifest_path: str,
+    data: DataConfig,
     manifest: Manifest,
     report: ShortClipReport,
     *,
@@ -158,7 +157,7 @@ def describe(
     fold: int,
 ) -> Protocol:
     """Returns the Protocol fields that follow from the views; the evaluator adds the rest."""
-    path = Path(manifest_path)
+    path = Path(data.root)
     path = path if path.suffix else path / "manifest.csv"
     return Protocol(
         # The folder's name is the dataset's.

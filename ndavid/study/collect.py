@@ -16,7 +16,7 @@ from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.outcomes import OUTCOMES_FILE, read_outcomes
 from ndavid.evaluation.protocol import Result, load_result
 from ndavid.evaluation.report import RESULT_FILE
-from ndavid.evaluation.sources import sources
+from ndavid.evaluation.sources import root_of, sources
 from ndavid.study.caveats import caveats_of
 from ndavid.study.config import TRAINING, StudyConfig
 from ndavid.study.plan import Cell, Measured, Step
@@ -118,7 +118,7 @@ def collect(config: StudyConfig, grid: Sequence[Cell]) -> Collected:
         DataError: A result that cannot be read.
     """
     found = Collected()
-    manifests: dict[str, dict[str, str]] = {}
+    known: dict[str, dict[str, str]] = {}
     for cell in grid:
         trained = Trained()
         if cell.training is not None:
@@ -131,10 +131,10 @@ def collect(config: StudyConfig, grid: Sequence[Cell]) -> Collected:
             name = f"{cell.name}/{measured.config.name}"
             if _record(found, name, measured.step) is not None:
                 result = load_result(measured.step.folder / RESULT_FILE)
-                manifest = str(result.config.get("manifest", ""))
-                if manifest not in manifests:  # read once, whatever the number of results
-                    manifests[manifest] = sources(result)
-                _add(found, cell, measured, trained, result, manifests[manifest])
+                root = root_of(result)
+                if root not in known:  # read once, whatever the number of results
+                    known[root] = sources(result)
+                _add(found, cell, measured, trained, result, known[root])
     return found
 
 

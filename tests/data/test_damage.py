@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.folder_annotations import parse_folder
 from ndavid.data.manifest import ClipRecord, read_manifest
@@ -22,7 +23,7 @@ from ndavid.data.sampling import DenseClip
 from ndavid.data.shard_index import FIELDS, parse_index
 from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.transforms import AugmentConfig, eval_transform, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, ViewsDataset, collate
+from ndavid.data.video import ClipDataset, ViewsDataset, collate
 from ndavid.errors import DataError, DecodeError
 from ndavid.evaluation.classify import per_item
 
@@ -106,7 +107,7 @@ def test_prepare_reports_it_and_keeps_the_clip(folder, tmp_path, short_side) -> 
     with (tmp_path / "damaged_files.csv").open(newline="") as stream:
         assert [row["path"] for row in csv.DictReader(stream)] == hit
     assert "with damaged frames, but usable: 2 (all in damaged_files.csv)" in summary(done)
-    config = VideoDataConfig(manifest=str(tmp_path))
+    config = TrainingDataConfig(root=str(tmp_path))
     assert "1 with damaged frames" in open_clips(config, DenseClip(8)).summary
 
 
@@ -156,7 +157,7 @@ def from_shards(folder: Path, output: Path, known: int | None, damaged: str) -> 
     if not output.exists():
         samples = ClipFiles(records("train", known), folder)
         write_shards(samples, output, num_shards=1, classes=["a"], split="train", fold=1)
-    clips = open_clips(VideoDataConfig(shards=str(output)), DenseClip(30))
+    clips = open_clips(TrainingDataConfig(shards=str(output)), DenseClip(30))
     assert len(clips.records) == 3
     transform = train_transform(AugmentConfig(preset="none", size=32))
     return ClipDataset(
@@ -191,7 +192,7 @@ def test_shards_know_of_damage_that_their_frames_do_not_show(folder, tmp_path) -
     samples = ClipFiles(manifest.select("train"), manifest.root)
     assert probe(manifest.root / "clips" / "train" / "a" / "1.mp4").damaged == 0
     write_shards(samples, tmp_path / "shards", num_shards=1, classes=["a"], split="train", fold=1)
-    config = VideoDataConfig(shards=str(tmp_path / "shards"))
+    config = TrainingDataConfig(shards=str(tmp_path / "shards"))
     clips = open_clips(config, DenseClip(30))
     assert "1 with damaged frames" in clips.summary
     hit = next(k for k, record in enumerate(clips.records) if record.damaged)

@@ -30,7 +30,7 @@ from ndavid.data.image_sources import (
     decode_image,
 )
 from ndavid.data.images import (
-    ImageDataConfig,
+    DataConfig,
     ImageDataset,
     MultiViewImages,
     image_eval_transform,
@@ -57,7 +57,7 @@ def as_bytes(content: bytes) -> torch.Tensor:
 @pytest.mark.parametrize("fine", [False, True])
 def test_cifar(tmp_path: Path, monkeypatch, fine) -> None:
     written = write_cifar(tmp_path, monkeypatch, fine)
-    config = ImageDataConfig(source="cifar100" if fine else "cifar10", root=str(tmp_path))
+    config = DataConfig(source="cifar100" if fine else "cifar10", root=str(tmp_path))
     for split, (images, labels) in written.items():
         source = open_images(config, split=split)
         assert isinstance(source, MemoryImages) and source.images.is_contiguous()
@@ -69,7 +69,7 @@ def test_cifar(tmp_path: Path, monkeypatch, fine) -> None:
 
 def test_stl10_and_its_unlabelled_part(tmp_path: Path, monkeypatch) -> None:
     written = write_stl10(tmp_path, monkeypatch)
-    config = ImageDataConfig(source="stl10", root=str(tmp_path))
+    config = DataConfig(source="stl10", root=str(tmp_path))
     for split, (images, labels) in written.items():
         source = open_images(config, split=split)
         assert np.array_equal(pixels_of(source), images)
@@ -84,7 +84,7 @@ def test_stl10_and_its_unlabelled_part(tmp_path: Path, monkeypatch) -> None:
 
 def test_svhn(tmp_path: Path, monkeypatch) -> None:
     written = write_svhn(tmp_path, monkeypatch)
-    config = ImageDataConfig(source="svhn", root=str(tmp_path))
+    config = DataConfig(source="svhn", root=str(tmp_path))
     for split, (images, labels) in written.items():
         source = open_images(config, split=split)
         assert np.array_equal(pixels_of(source), images)
@@ -94,7 +94,7 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
 
 def test_dtd_is_read_in_its_first_partition(tmp_path: Path) -> None:
     written = write_dtd(tmp_path)
-    config = ImageDataConfig(source="dtd", root=str(tmp_path))
+    config = DataConfig(source="dtd", root=str(tmp_path))
     for split, names in written.items():
         source = open_images(config, split=split)
         assert [source.name(k).split("images/")[1] for k in range(len(source))] == names
@@ -104,7 +104,7 @@ def test_dtd_is_read_in_its_first_partition(tmp_path: Path) -> None:
 
 def test_celeba_has_parts_but_no_classes(tmp_path: Path, monkeypatch) -> None:
     written = write_celeba(tmp_path, monkeypatch)
-    config = ImageDataConfig(source="celeba", root=str(tmp_path))
+    config = DataConfig(source="celeba", root=str(tmp_path))
     written["all"] = [name for part in written.values() for name in part]
     for split, names in written.items():
         source = open_images(config, split=split)
@@ -115,7 +115,7 @@ def test_celeba_has_parts_but_no_classes(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "svhn", "dtd", "celeba"])
 def test_a_missing_set_says_what_to_do(tmp_path: Path, name) -> None:
-    config = ImageDataConfig(source=name, root=str(tmp_path))
+    config = DataConfig(source=name, root=str(tmp_path))
     with pytest.raises(DataError, match=r"is not there.*download: true") as caught:
         open_images(config)
     assert caught.value.path == str(tmp_path)
@@ -127,7 +127,7 @@ def test_files_that_are_not_the_official_ones_are_refused(tmp_path: Path, monkey
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(batch.read_bytes() + b"x")
     with pytest.raises(DataError, match="not the official ones"):
-        open_images(ImageDataConfig(root=str(tmp_path)))
+        open_images(DataConfig(source="cifar10", root=str(tmp_path)))
 
 
 def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch) -> None:
@@ -135,7 +135,7 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
-    config = ImageDataConfig(root=str(tmp_path), download=True)
+    config = DataConfig(source="cifar10", root=str(tmp_path), download=True)
     with pytest.raises(DataError, match="could not be fetched or read: no route to host"):
         open_images(config)
 
@@ -152,14 +152,14 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch) -> None:
 )
 def test_keys_that_do_not_go_together(keys, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        open_images(ImageDataConfig(**({"root": "somewhere"} | keys)))
+        open_images(DataConfig(**({"source": "cifar10", "root": "somewhere"} | keys)))
 
 
 # --- trees ----------------------------------------------------------------------------------------
 
 
-def folder_config(root: Path, **keys) -> ImageDataConfig:
-    return ImageDataConfig(source="folder", root=str(root), **keys)
+def folder_config(root: Path, **keys) -> DataConfig:
+    return DataConfig(source="folder", root=str(root), **keys)
 
 
 def test_a_tree_of_class_folders(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_classes_are_chosen_from_any_set(tmp_path: Path, monkeypatch) -> None:
     assert tree.classes == ("n03", "n01") and tree.labels.tolist() == [1, 0]
     assert tree.name(1).endswith("n03/0.jpg")
     images, labels = write_cifar(tmp_path, monkeypatch)["train"]
-    cifar = open_images(ImageDataConfig(root=str(tmp_path), classes=["class 7"]))
+    cifar = open_images(DataConfig(source="cifar10", root=str(tmp_path), classes=["class 7"]))
     assert isinstance(cifar, MemoryImages) and cifar.labels.unique().tolist() == [0]
     assert np.array_equal(pixels_of(cifar), images[np.array(labels) == 7])
 
@@ -246,8 +246,8 @@ def test_classes_are_chosen_from_any_set(tmp_path: Path, monkeypatch) -> None:
 # --- images without classes -----------------------------------------------------------------------
 
 
-def flat_config(root: Path, **keys) -> ImageDataConfig:
-    return ImageDataConfig(source="flat", root=str(root), **keys)
+def flat_config(root: Path, **keys) -> DataConfig:
+    return DataConfig(source="flat", root=str(root), **keys)
 
 
 def test_a_folder_of_ones_own_images(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def write_packed(path: Path, files: list[bytes], labels: list[int] | None = None
 def test_small_images_are_decoded_once(tmp_path: Path) -> None:
     files = [encoded(photo(k, 32, 40)) for k in range(5)]
     path = write_packed(tmp_path / "deep" / "set.npz", files)
-    source = open_images(ImageDataConfig(source="packed", root=str(path)))
+    source = open_images(DataConfig(source="packed", root=str(path)))
     assert isinstance(source, MemoryImages) and source.images.shape == (5, 3, 32, 40)
     for k, content in enumerate(files):
         assert torch.equal(source.read(k), decode_image(as_bytes(content), "any"))
@@ -416,7 +416,7 @@ def test_more_labels_than_files_are_not_written(tmp_path: Path) -> None:
 
 def test_the_real_cifar10(shared_data: Path) -> None:
     path = shared_data / "cifar10" / "cifar10.npz"
-    test = open_images(ImageDataConfig(source="packed", root=str(path), split="test"))
+    test = open_images(DataConfig(source="packed", root=str(path), split="test"))
     assert isinstance(test, MemoryImages) and test.images.shape == (10_000, 3, 32, 32)
     assert test.labels.bincount().tolist() == [1000] * 10 and not test.bad
     assert test.classes[:3] == ("airplane", "automobile", "bird")

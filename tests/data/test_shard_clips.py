@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from ndavid.data.clip_sets import ClipSet, open_clips
+from ndavid.data.config import TrainingDataConfig, ViewsDataConfig
 from ndavid.data.decode import open_reader
 from ndavid.data.file_digests import content_facts
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import DenseClip
 from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig
-from ndavid.data.views import ViewsDataConfig, open_views
+from ndavid.data.video import ClipDataset
+from ndavid.data.views import open_views
 from ndavid.errors import ConfigError, DataError, DecodeError
 
 LENGTHS = [30, 12, 40, 9, 25, 31, 33]
@@ -49,8 +50,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, write_clip: Callable[...,
     return root
 
 
-def config_of(prepared: Path, **changes: object) -> VideoDataConfig:
-    config = VideoDataConfig(manifest=str(prepared), shards=str(prepared / "shards"), fold=2)
+def config_of(prepared: Path, **changes: object) -> TrainingDataConfig:
+    config = TrainingDataConfig(root=str(prepared), shards=str(prepared / "shards"), fold=2)
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
@@ -117,7 +118,7 @@ def test_the_digest_knows_the_shards_but_not_where_they_lie(prepared: Path, tmp_
 
 def test_two_views_come_from_shards(prepared: Path) -> None:
     augment = AugmentConfig(preset="moco_v2", size=32)
-    config = ViewsDataConfig(video=config_of(prepared), num_frames=4)
+    config = ViewsDataConfig(**vars(config_of(prepared)), num_frames=4)
     views = open_views(config, augment, 2)
     sample = views.dataset[0, 5]
     assert sample["views"].shape == (2, 3, 4, 32, 32)
@@ -132,12 +133,8 @@ def test_what_would_train_on_something_else_is_refused(prepared: Path) -> None:
         open_clips(config_of(prepared, fold=1), SAMPLER)
     with pytest.raises(ConfigError, match=r"decord reads files; shards are decoded by pyav"):
         open_clips(config_of(prepared, backend="decord"), SAMPLER)
-    with pytest.raises(ConfigError, match=r"data.manifest is empty"):
-        open_clips(VideoDataConfig(), SAMPLER)
-    both = ViewsDataConfig(video=config_of(prepared))
-    both.images.shards = "elsewhere"
-    with pytest.raises(ConfigError, match="only one of them"):
-        open_views(both, AugmentConfig(), 2)
+    with pytest.raises(ConfigError, match=r"data\.root is empty"):
+        open_clips(TrainingDataConfig(), SAMPLER)
 
 
 def test_a_file_that_changed_since_it_was_prepared_is_left_out(prepared: Path, tmp_path: Path):

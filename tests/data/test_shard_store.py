@@ -18,8 +18,9 @@ import webdataset
 from image_files import encoded, photo
 
 from ndavid.data import shard_store
+from ndavid.data.config import DataConfig
 from ndavid.data.image_archive import PackedSplit, read_archive, write_archive
-from ndavid.data.images import ImageDataConfig, ImageDataset, open_images
+from ndavid.data.images import ImageDataset, open_images
 from ndavid.data.shard_images import ShardImages, open_shards
 from ndavid.data.shard_index import locate
 from ndavid.data.shard_store import ShardStore, read_shard
@@ -292,7 +293,7 @@ def test_what_does_not_go_together_is_told(shards: Path) -> None:
         DataError, match=r"index.json: no shard index here: no such file; .*shard.py"
     ):
         open_shards(str(shards.parent / "000000.tar"), "train")
-    config = ImageDataConfig(shards=str(shards), classes=["a"])
+    config = DataConfig(shards=str(shards), classes=["a"])
     with pytest.raises(ConfigError, match="leave out classes"):
         open_images(config)
     source = read_archive(shards.parent / "set.npz", "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ndavid.data.images import ImageDataConfig
+from ndavid.data.config import ViewsDataConfig
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.transforms import AugmentConfig
-from ndavid.data.video import VideoDataConfig
-from ndavid.data.views import ViewsDataConfig, open_views
+from ndavid.data.views import open_views
 from ndavid.errors import ConfigError
 
 AUGMENT = AugmentConfig(preset="moco_v2_small", size=24)
@@ -29,8 +29,7 @@ def write_tree(root: Path, *, size: int = 32, each: int = 4) -> Path:
 
 
 def of_tree(root: Path, **keys: str) -> ViewsDataConfig:
-    images = ImageDataConfig(source="folder", root=str(root), split="train")
-    return ViewsDataConfig(images=images, **keys)  # type: ignore[arg-type]
+    return ViewsDataConfig(root=str(root), split="train", **keys)  # type: ignore[arg-type]
 
 
 def test_images_come_in_views_that_differ(tmp_path: Path) -> None:
@@ -73,21 +72,17 @@ def test_clips_come_in_views_of_their_own_times(
     Manifest(root=tmp_path, classes=("A", "B"), records=tuple(records)).write(
         tmp_path / "manifest.csv"
     )
-    video = VideoDataConfig(manifest=str(tmp_path), frame_stride=2)
-    data = open_views(ViewsDataConfig(video=video, num_frames=4), AUGMENT, 2)
+    config = ViewsDataConfig(root=str(tmp_path), frame_stride=2, num_frames=4)
+    data = open_views(config, AUGMENT, 2)
+    assert config.source == "clips", "a run records what was found"
     assert data.dataset[0, 3]["views"].shape == (2, 3, 4, 24, 24)
     assert data.plain[0]["video"].shape == (3, 4, 24, 24)
     assert data.groups == ("g0", "g1") and data.labels.tolist() == [0, 1]
     assert "2 clips" in data.summary
     with pytest.raises(ConfigError, match="videos differ in size"):
-        open_views(ViewsDataConfig(video=video, augment_on="device"), AUGMENT, 2)
+        open_views(dataclasses.replace(config, augment_on="device"), AUGMENT, 2)
 
 
-def test_exactly_one_kind_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only one"):
+def test_nothing_to_train_on_says_which_key() -> None:
+    with pytest.raises(ConfigError, match=r"data\.root is empty"):
         open_views(ViewsDataConfig(), AUGMENT, 2)
-    both = ViewsDataConfig(
-        images=ImageDataConfig(root="x"), video=VideoDataConfig(manifest=str(tmp_path))
-    )
-    with pytest.raises(ConfigError, match="only one"):
-        open_views(both, AUGMENT, 2)

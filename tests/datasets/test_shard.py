@@ -15,12 +15,12 @@ import torch
 from image_files import write_tree
 
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import DataConfig, TrainingDataConfig
 from ndavid.data.image_archive import write_archive
 from ndavid.data.image_packing import pack
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.images import open_images
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import DenseClip
-from ndavid.data.video import VideoDataConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "shard.py"
 
@@ -63,7 +63,7 @@ def prepared(tmp_path: Path, write_clip: Callable[..., Path]) -> Path:
 
 def test_clips_and_the_check(call: Call, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = call("clips", "--manifest", prepared, "--output", out, "--shards", "3", "--quiet")
+    done = call("clips", "--root", prepared, "--output", out, "--shards", "3", "--quiet")
     assert done.code == 0 and done.stderr == ""
     assert f"{out}: 5 clips in 3 shards" in done.stdout
     assert f"data.shards: {out}/{{000000..000002}}.tar" in done.stdout
@@ -72,7 +72,7 @@ def test_clips_and_the_check(call: Call, prepared: Path, tmp_path: Path) -> None
             ["path", "reason"],
             [str(prepared / "A" / "2.mp4"), "no such file"],
         ]
-    config = VideoDataConfig(shards=f"{out}/{{000000..000002}}.tar")
+    config = TrainingDataConfig(shards=f"{out}/{{000000..000002}}.tar")
     clips = open_clips(config, DenseClip(4))
     assert sorted(record.path for record in clips.records) == [
         f"A/{k}.mp4" for k in (0, 1, 3, 4, 5)
@@ -92,17 +92,17 @@ def test_images_of_a_tree_and_of_an_archive(call: Call, tmp_path: Path, kind: st
     write_tree(tmp_path / "tree" / "train", {"cat": 3, "dog": 4})
     (tmp_path / "tree" / "train" / "cat" / "bad.jpg").write_bytes(b"no image")
     root, bad = tmp_path / "tree", 1
-    tree = open_images(ImageDataConfig(source="folder", root=str(root)))
+    tree = open_images(DataConfig(source="folder", root=str(root)))
     if kind == "packed":
         root, bad = tmp_path / "set.npz", 0
         write_archive(root, tree.classes, {"train": pack(tree, quality=95).split})
-    original = open_images(ImageDataConfig(source=kind, root=str(root)))  # type: ignore[arg-type]
+    original = open_images(DataConfig(source=kind, root=str(root)))  # type: ignore[arg-type]
     out = tmp_path / "out"
     words = ("images", kind, "--root", root, "--per-shard", "3", "--output", out, "--quiet")
     done = call(*words)
     assert done.code == 0 and "7 images in 3 shards" in done.stdout
     assert (out / "bad_files.csv").exists() == bool(bad)
-    source = open_images(ImageDataConfig(shards=str(out)))
+    source = open_images(DataConfig(shards=str(out)))
     assert source.classes == ("cat", "dog")
 
     def facts(images: object, count: int) -> list[tuple[int, int]]:
@@ -122,12 +122,12 @@ def test_images_of_a_tree_and_of_an_archive(call: Call, tmp_path: Path, kind: st
     ("words", "reason"),
     [
         (
-            ["clips", "--manifest", "{prepared}", "--split", "val"],
+            ["clips", "--root", "{prepared}", "--split", "val"],
             "val split of fold 1 has no clips",
         ),
-        (["clips", "--manifest", "{prepared}", "--fold", "2"], "no fold 2"),
-        (["clips", "--manifest", "{prepared}", "--shards", "9"], "6 clips fit into 1 to 6 shards"),
-        (["clips", "--manifest", "nowhere"], "nowhere: no readable manifest"),
+        (["clips", "--root", "{prepared}", "--fold", "2"], "no fold 2"),
+        (["clips", "--root", "{prepared}", "--shards", "9"], "6 clips fit into 1 to 6 shards"),
+        (["clips", "--root", "nowhere"], "nowhere: no readable manifest"),
         (["images", "packed", "--root", "no.npz"], "no.npz: no such file"),
     ],
 )
@@ -142,7 +142,7 @@ def test_bad_input_is_one_line(
 
 
 def test_shards_are_not_written_over(call: Call, prepared: Path, tmp_path: Path) -> None:
-    words = ("clips", "--manifest", prepared, "--output", tmp_path / "out", "--quiet")
+    words = ("clips", "--root", prepared, "--output", tmp_path / "out", "--quiet")
     assert call(*words).code == 0
     again = call(*words)
     assert again.code == 2 and "already holds shards" in again.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ndavid.data import preparation, verification
+from ndavid.data.config import DataConfig
 from ndavid.data.encode import write_video
 from ndavid.data.manifest import read_manifest
 from ndavid.data.workers import run_all
@@ -73,7 +74,7 @@ def words(home: Path, output: Path, *more: str | Path) -> tuple[str | Path, ...]
 
 def measured(manifest: Path, output: Path):
     config = KnnConfig(
-        manifest=str(manifest),
+        data=DataConfig(root=str(manifest)),
         output=str(output),
         model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=ViewsConfig(num_frames=4, frame_stride=1, size=32, clips=1, crops=1, num_workers=0),

@@ -19,9 +19,10 @@ import toy
 from ndavid.config import parse, run_main, to_yaml
 from ndavid.data import shard_store
 from ndavid.data.clip_sets import open_clips
+from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DenseClip
 from ndavid.data.transforms import AugmentConfig, train_transform
-from ndavid.data.video import ClipDataset, VideoDataConfig, collate
+from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.rng import seeded
 from ndavid.engine.runner import fit
 
@@ -30,7 +31,7 @@ from ndavid.engine.runner import fit
 class ShardRunConfig(toy.ToyConfig):
     """A toy run that reads clips."""
 
-    data: VideoDataConfig = field(default_factory=VideoDataConfig)
+    data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     output: str = ""
     """where what was read is recorded; a name that a resumed run may change"""
 

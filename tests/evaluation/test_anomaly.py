@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from ndavid.checkpoint_files import COMPLETE_FILE, FOLDER, MODEL_FILE
 from ndavid.config import from_yaml, to_yaml
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.config import DataConfig
+from ndavid.data.images import open_images
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.anomaly import SCORES_FILE, AnomalyConfig, run
 from ndavid.evaluation.anomaly_score import AnomalyScore
@@ -57,7 +58,7 @@ def write_run(folder: Path, gan: Gan, config: GanConfig, data: dict, nda: str = 
 def trained(coloured_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose discriminator has been taught coloured squares against white noise."""
     gan = drawn_gan(SMALL)
-    source = open_images(ImageDataConfig(source="folder", root=str(coloured_images)))
+    source = open_images(DataConfig(source="folder", root=str(coloured_images)))
     real = torch.stack([source.read(k) for k in range(len(source))]) / 127.5 - 1
     draws = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(gan.discriminator.parameters(), lr=2e-3, betas=(0.0, 0.9))
@@ -76,7 +77,7 @@ def config(trained: Path, coloured_images: Path, output: Path, **changes: object
     base = AnomalyConfig(
         output=str(output),
         checkpoint=str(trained),
-        data=ImageDataConfig(source="folder", root=str(coloured_images), split="test"),
+        data=DataConfig(source="folder", root=str(coloured_images), split="test"),
         others=[f"flat:root={coloured_images},split=far"],
         nda=["jigsaw:grid=4"],
         resamples=50,
@@ -114,7 +115,7 @@ def test_a_conditional_discriminator_is_asked_about_every_class(over_labels) -> 
 
 
 def test_corrupted_images_depend_on_seed_and_index_only(coloured_images: Path) -> None:
-    source = open_images(ImageDataConfig(source="folder", root=str(coloured_images), split="test"))
+    source = open_images(DataConfig(source="folder", root=str(coloured_images), split="test"))
     whole = ImageViews(source, VIEWS)
     first, again, other = (
         CorruptedImages(source, VIEWS, "gaussian_noise", 3, seed) for seed in (0, 0, 1)
@@ -190,7 +191,7 @@ def test_corruptions_made_here(trained: Path, coloured_images: Path, tmp_path: P
     assert "AUROC by severity" in (tmp_path / "report.html").read_text()
 
 
-def write_cifar_c(folder: Path, source: ImageDataConfig) -> Path:
+def write_cifar_c(folder: Path, source: DataConfig) -> Path:
     """CIFAR-10-C's layout: the test images, noisier at each severity."""
     images = open_images(source)
     pixels = torch.stack([images.read(k) for k in range(len(images))]).permute(0, 2, 3, 1).numpy()
@@ -208,7 +209,7 @@ def write_cifar_c(folder: Path, source: ImageDataConfig) -> Path:
 def test_cifar_c_by_corruption_and_severity(
     trained: Path, coloured_images: Path, tmp_path: Path
 ) -> None:
-    data = ImageDataConfig(source="folder", root=str(coloured_images), split="test")
+    data = DataConfig(source="folder", root=str(coloured_images), split="test")
     folder = write_cifar_c(tmp_path / "CIFAR-10-C", data)
     changes = {"others": [], "nda": [], "cifar_c": str(folder), "corruptions": ["all"]}
     settings = config(trained, coloured_images, tmp_path / "out", **changes)
@@ -234,7 +235,7 @@ def test_copies_follow_their_originals_where_images_are_unreadable(
         images.mkdir(parents=True, exist_ok=True)
         (images / f"{number:02d}.png").write_bytes(path.read_bytes() if number != 5 else b"")
     changes = {
-        "data": ImageDataConfig(source="flat", root=str(images.parent), split="test"),
+        "data": DataConfig(source="flat", root=str(images.parent), split="test"),
         "corruptions": ["contrast"],
         "severities": [5],
         "others": [],
@@ -276,7 +277,7 @@ def test_what_cannot_work_is_said_before_images_are_scored(
 def test_files_that_are_not_there(trained: Path, coloured_images: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file or folder"):
         run(config(tmp_path / "gone", coloured_images, tmp_path / "out"))
-    data = ImageDataConfig(source="folder", root=str(coloured_images), split="test")
+    data = DataConfig(source="folder", root=str(coloured_images), split="test")
     folder = write_cifar_c(tmp_path / "files", data)
     changes = {"cifar_c": str(folder), "corruptions": ["fog"]}
     with pytest.raises(ConfigError, match=r"has no fog\.npy; it holds noise"):
@@ -298,7 +299,7 @@ def test_a_set_that_is_not_there_is_missed_before_others_are_scored(
 def test_the_gans_own_training_images_are_a_leak(
     trained: Path, coloured_images: Path, tmp_path: Path
 ) -> None:
-    data = ImageDataConfig(source="folder", root=str(coloured_images), split="train")
+    data = DataConfig(source="folder", root=str(coloured_images), split="train")
     result = run(config(trained, coloured_images, tmp_path, data=data))
     assert any(note.startswith("LEAK") for note in result.protocol.notes)
 
@@ -320,7 +321,7 @@ def test_the_script_runs_from_its_config(
 
 def test_sources_may_name_their_classes() -> None:
     found = parse_source("cifar10:root=x,classes=cat+dog")
-    assert found == ImageDataConfig(root="x", split="test", classes=["cat", "dog"])
+    assert found == DataConfig(source="cifar10", root="x", split="test", classes=["cat", "dog"])
     assert list(parse_others(["cifar10:root=x,classes=cat", "cifar10:root=x"])) == [
         "cifar10 test cat",
         "cifar10 test",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ndavid.data.config import DataConfig
 from ndavid.data.file_digests import file_facts
 from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.data.transforms import AugmentConfig
@@ -27,7 +28,7 @@ VIEWS = ViewsConfig(
 
 def knn(folder: Path, output: Path, **views) -> KnnConfig:
     return KnnConfig(
-        manifest=str(folder),
+        data=DataConfig(root=str(folder)),
         output=str(output),
         model=MODEL,
         views=dataclasses.replace(VIEWS, **views),
@@ -115,8 +116,12 @@ def test_a_missing_class_means_what_the_task_asks(
         not in {("Blue", "test"), ("Red", "train")}
     ]
     Manifest(prepared, manifest.classes, tuple(records)).write(prepared)
-    values = {"manifest": str(prepared), "output": str(tmp_path / "out"), "model": MODEL}
-    values |= {"views": dataclasses.replace(VIEWS, num_frames=8, frame_stride=1)}
+    values = {
+        "data": DataConfig(root=str(prepared)),
+        "output": str(tmp_path / "out"),
+        "model": MODEL,
+    }
+    values |= {"model": MODEL, "views": dataclasses.replace(VIEWS, num_frames=8, frame_stride=1)}
     if asked == "motion":
         result = motion.run(motion.MotionConfig(**values))
     elif asked == "neighbours":
@@ -145,7 +150,7 @@ def replaced(folder: Path) -> str:
 
 def finetune(folder: Path, output: Path, **views) -> FinetuneConfig:
     config = FinetuneConfig(
-        manifest=str(folder),
+        data=DataConfig(root=str(folder)),
         output=str(output),
         model=MODEL,
         views=dataclasses.replace(VIEWS, **views),

@@ -91,7 +91,7 @@ def test_the_variants_are_what_their_names_say() -> None:
     assert config("ucf101_paper-compat_finetune").protocol == "paper_compat"
     of_each_fold = config("ucf101_3folds_finetune")
     assert of_each_fold.folds == [1, 2, 3] and "{fold}" in of_each_fold.checkpoint
-    assert from_yaml(LinearConfig, FOLDER / "kinetics400_linear.yaml").split == "val"
+    assert from_yaml(LinearConfig, FOLDER / "kinetics400_linear.yaml").test_split == "val"
 
 
 def originals_rates(steps: list[int], epochs: int) -> list[float]:

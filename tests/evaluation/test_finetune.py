@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ndavid.config import to_yaml
+from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig, build_optimizer, set_lr
@@ -51,7 +52,7 @@ def config(coloured: Path, tmp_path: Path) -> Build:
     def build(epochs: int = 1, **changes: object) -> FinetuneConfig:
         base = FinetuneConfig(
             output=str(tmp_path / "out"),
-            manifest=str(coloured),
+            data=DataConfig(root=str(coloured)),
             model=ClassifierConfig(encoder="resnet2d3d10_half", head="dpc", dropout=0.1),
             views=VIEWS,
             augment=AugmentConfig(preset="none", size=32),
@@ -210,7 +211,7 @@ def test_the_result_names_the_weights_that_were_scored(
         loaded = load_classifier(opened, ClassifierConfig(), VIEWS, 3, seed=0)
         method = ClassificationMethod(loaded.classifier)
         method.load_state_dict(weights)
-        manifest = open_manifest(result.config["manifest"])
+        manifest = open_manifest(DataConfig(**result.config["data"]))
         dataset, _ = views_dataset(manifest.select("test", 1), manifest, VIEWS)
         predictions = classify(method, dataset, device=torch.device("cpu"))
         assert confusion_matrix(predictions).tolist() == result.details["confusion"]
@@ -223,7 +224,7 @@ def pretraining(folder: Path, manifest: Path, fold: int, seed: int) -> Path:
     state = {f"dpc.{name}": tensor for name, tensor in dpc.state_dict().items()}
     engine_checkpoint.save(folder, 3, model=state, state={"step": 3})
     model = {"encoder": "resnet2d3d10_half", "num_blocks": 4, "block_len": 3, "pred_steps": 1}
-    data = {"manifest": str(manifest), "fold": fold, "split": "train"}
+    data = {"source": "clips", "root": str(manifest), "fold": fold, "split": "train"}
     values = {"data": data, "model": model, "nda": {"spec": "stitch"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     Image.new("RGB", (8, 8), "red").save(folder / "negatives.png")
@@ -273,7 +274,12 @@ def test_the_test_split_cannot_choose_the_epoch(
     (other / "manifest.csv").write_text("\n".join([f"# root: {coloured}", *swapped]) + "\n")
     (other / "classes.txt").write_text((coloured / "classes.txt").read_text())
     changed = run(
-        config(epochs=2, validation=0.25, manifest=str(other), output=str(tmp_path / "out2"))
+        config(
+            epochs=2,
+            validation=0.25,
+            data=DataConfig(root=str(other)),
+            output=str(tmp_path / "out2"),
+        )
     )
     assert changed.protocol.selection == honest.protocol.selection
     first, second = weights_of(tmp_path / "out/fold_1"), weights_of(tmp_path / "out2/fold_1")
@@ -349,15 +355,15 @@ def test_a_test_video_that_is_gone_is_named_before_it_can_change_a_number(
     other = tmp_path / "manifest.csv"
     other.write_text(f"# root: {coloured}\n" + text.replace("v_Red_g00_c01.mp4", "gone.mp4"))
     with pytest.raises(DataError, match=r"gone\.mp4: cannot be evaluated"):
-        run(config(manifest=str(other)))
+        run(config(data=DataConfig(root=str(other))))
     views = dataclasses.replace(VIEWS, on_bad="skip")
-    result = run(config(manifest=str(other), views=views))
+    result = run(config(data=DataConfig(root=str(other)), views=views))
     assert (result.protocol.num_videos, result.protocol.num_bad) == (5, 1)
     assert result.metrics["top1"].n == 5
 
 
 def test_the_script_says_one_line_and_exits_with_2(tmp_path: Path, coloured: Path) -> None:
-    where = ("--manifest", str(coloured), "--output", str(tmp_path / "out"))
+    where = ("--data.root", str(coloured), "--output", str(tmp_path / "out"))
     gone = ("--checkpoint", str(tmp_path / "gone"))
     done = forked.call(ROOT / "eval" / "finetune.py", *where, *gone, cwd=ROOT)
     assert done.returncode == 2, done.stderr

@@ -18,7 +18,8 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ndavid.config import from_yaml
-from ndavid.data.images import ImageDataConfig, ImageDataset, open_images
+from ndavid.data.config import DataConfig
+from ndavid.data.images import ImageDataset, open_images
 from ndavid.data.video import collate
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import generator
@@ -59,7 +60,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gan_run(tmp_path_factory: pytest.TempPathFactory, coloured_images: Path) -> Path:
     """A conditional GAN's run of three steps, each kept, with averaged weights."""
     output = tmp_path_factory.mktemp("gan") / "run"
-    data = ImageDataConfig(source="folder", root=str(coloured_images))
+    data = DataConfig(source="folder", root=str(coloured_images))
     torch.manual_seed(0)
     fit(
         GanMethod(MODEL),
@@ -77,8 +78,8 @@ def gan_run(tmp_path_factory: pytest.TempPathFactory, coloured_images: Path) -> 
     return output
 
 
-def images(root: Path, split: str) -> ImageDataConfig:
-    return ImageDataConfig(source="folder", root=str(root), split=split)
+def images(root: Path, split: str) -> DataConfig:
+    return DataConfig(source="folder", root=str(root), split=split)
 
 
 def config(coloured_images: Path, output: Path, **changes: object) -> GenerationConfig:
@@ -440,10 +441,10 @@ def test_the_inception_score_of_certain_and_of_uncertain_predictions() -> None:
     ("changes", "message"),
     [
         ({}, "name what to measure"),
-        ({"checkpoint": "a", "generated": ImageDataConfig(root="b")}, "only one of them"),
+        ({"checkpoint": "a", "generated": DataConfig(root="b")}, "only one of them"),
         ({"checkpoint": "a"}, "name the features"),
         (
-            {"generated": ImageDataConfig(root="b"), "classifier": "c", "choose": "best"},
+            {"generated": DataConfig(root="b"), "classifier": "c", "choose": "best"},
             "files have none",
         ),
         (

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ndavid.config import from_yaml, to_yaml
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.config import DataConfig
+from ndavid.data.images import open_images
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig
@@ -42,12 +43,12 @@ ENCODER = "cifar:resnet20"
 VIEWS = ImageViewsConfig(size=32, views_per_batch=16, num_workers=0)
 RUN = RunConfig(epochs=1, batch_size=16, num_workers=0, log_every=1, device="cpu")
 
-Data = Callable[[], ImageDataConfig]
+Data = Callable[[], DataConfig]
 
 
 @pytest.fixture
-def data(coloured_images: Path) -> ImageDataConfig:
-    return ImageDataConfig(source="folder", root=str(coloured_images), split="train")
+def data(coloured_images: Path) -> DataConfig:
+    return DataConfig(source="folder", root=str(coloured_images), split="train")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def knn_config(data: ImageDataConfig, output: Path, **changes: object) -> ImageKnnConfig:
+def knn_config(data: DataConfig, output: Path, **changes: object) -> ImageKnnConfig:
     config = ImageKnnConfig(
         data=data,
         output=str(output),
@@ -70,7 +71,7 @@ def knn_config(data: ImageDataConfig, output: Path, **changes: object) -> ImageK
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def linear_config(data: ImageDataConfig, output: Path, **changes: object) -> ImageLinearConfig:
+def linear_config(data: DataConfig, output: Path, **changes: object) -> ImageLinearConfig:
     config = ImageLinearConfig(
         data=data,
         output=str(output),
@@ -82,7 +83,7 @@ def linear_config(data: ImageDataConfig, output: Path, **changes: object) -> Ima
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
-def finetune_config(data: ImageDataConfig, output: Path, **changes: object) -> ImageFinetuneConfig:
+def finetune_config(data: DataConfig, output: Path, **changes: object) -> ImageFinetuneConfig:
     config = ImageFinetuneConfig(
         data=data,
         output=str(output),
@@ -104,7 +105,7 @@ def check_written(result: Result, output: Path) -> None:
     assert "18 scored" in page and "clips" not in page.split("Resolved config")[0]
 
 
-def test_knn_finds_colours(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_knn_finds_colours(data: DataConfig, tmp_path: Path) -> None:
     result = image_knn.run(knn_config(data, tmp_path))
     check_written(result, tmp_path)
     # 200 is more than the gallery of 48 has; three classes have no top-5.
@@ -114,12 +115,12 @@ def test_knn_finds_colours(data: ImageDataConfig, tmp_path: Path) -> None:
     assert "Gallery: 48 training images (0 unreadable)." in result.protocol.notes
 
 
-def test_knn_without_a_small_enough_k(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_knn_without_a_small_enough_k(data: DataConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only 48"):
         image_knn.run(knn_config(data, tmp_path, ks=[49]))
 
 
-def test_features_are_computed_once(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_features_are_computed_once(data: DataConfig, tmp_path: Path) -> None:
     first = image_knn.run(knn_config(data, tmp_path))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     # The linear probe of the same encoder reads them too; another crop must not.
@@ -134,7 +135,7 @@ def test_features_are_computed_once(data: ImageDataConfig, tmp_path: Path) -> No
     assert image_knn.run(knn_config(data, tmp_path)).metrics == first.metrics
 
 
-def test_a_linear_probe_on_features(data: ImageDataConfig, encoder: Path, tmp_path: Path) -> None:
+def test_a_linear_probe_on_features(data: DataConfig, encoder: Path, tmp_path: Path) -> None:
     result = image_linear.run(linear_config(data, tmp_path, checkpoint=str(encoder)))
     check_written(result, tmp_path)
     assert result.task == "linear_probe"
@@ -149,7 +150,7 @@ def test_a_linear_probe_on_features(data: ImageDataConfig, encoder: Path, tmp_pa
 
 
 def test_moco_s_linear_recipe_leaves_the_encoder_to_the_bit(
-    data: ImageDataConfig, encoder: Path, tmp_path: Path
+    data: DataConfig, encoder: Path, tmp_path: Path
 ) -> None:
     config = linear_config(
         data,
@@ -172,7 +173,7 @@ def test_moco_s_linear_recipe_leaves_the_encoder_to_the_bit(
 
 
 def test_an_encoder_that_moves_while_it_should_not_is_an_error(
-    data: ImageDataConfig, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: DataConfig, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if someone forgot eval mode: running statistics drift with every batch.
     monkeypatch.setattr(FrozenEncoderMethod, "train", nn.Module.train)
@@ -199,7 +200,7 @@ def test_defaults_are_mocos_recipe() -> None:
     assert (config.optim.name, config.augment.preset) == ("sgd", "linear")
 
 
-def test_fine_tuning_learns_colours(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_fine_tuning_learns_colours(data: DataConfig, tmp_path: Path) -> None:
     run = dataclasses.replace(RUN, epochs=6)
     result = image_finetune.run(finetune_config(data, tmp_path, run=run))
     check_written(result, tmp_path)
@@ -211,7 +212,7 @@ def test_fine_tuning_learns_colours(data: ImageDataConfig, tmp_path: Path) -> No
 
 
 def test_a_share_of_the_labels_is_said_and_used(
-    data: ImageDataConfig, encoder: Path, tmp_path: Path
+    data: DataConfig, encoder: Path, tmp_path: Path
 ) -> None:
     run = dataclasses.replace(RUN, batch_size=6)
     config = finetune_config(data, tmp_path, label_fraction=0.25, checkpoint=str(encoder), run=run)
@@ -227,7 +228,7 @@ def test_a_share_of_the_labels_is_said_and_used(
 
 
 @pytest.mark.parametrize("fraction", [0.07, 0.25, 0.5])
-def test_shares_are_stratified_nested_and_seeded(data: ImageDataConfig, fraction: float) -> None:
+def test_shares_are_stratified_nested_and_seeded(data: DataConfig, fraction: float) -> None:
     source = open_images(data)
     share = share_of_labels(source, fraction, seed=3)
     assert torch.bincount(share.labels).tolist() == [max(1, round(16 * fraction))] * 3
@@ -239,7 +240,7 @@ def test_shares_are_stratified_nested_and_seeded(data: ImageDataConfig, fraction
     assert share_of_labels(source, 1.0, seed=3) is source
 
 
-def test_the_epoch_is_chosen_on_training_images(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_the_epoch_is_chosen_on_training_images(data: DataConfig, tmp_path: Path) -> None:
     run = dataclasses.replace(RUN, epochs=2)
     config = finetune_config(data, tmp_path, validation=0.25, run=run)
     task = ImageTask(config)
@@ -252,7 +253,7 @@ def test_the_epoch_is_chosen_on_training_images(data: ImageDataConfig, tmp_path:
     assert result.tested["path"].endswith("best.safetensors")
 
 
-def test_what_is_trained_is_only_tested_again(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_what_is_trained_is_only_tested_again(data: DataConfig, tmp_path: Path) -> None:
     first = image_finetune.run(finetune_config(data, tmp_path))
     views = dataclasses.replace(VIEWS, resize=36, views_per_batch=5)
     again = image_finetune.run(finetune_config(data, tmp_path, views=views))
@@ -269,7 +270,7 @@ def test_held_out_images_are_of_every_class_and_leave_some_of_each() -> None:
         held_out(torch.tensor([0, 0, 0, 1]), 0.2, seed=0)
 
 
-def test_a_single_learning_rate_holds_no_image_out(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_a_single_learning_rate_holds_no_image_out(data: DataConfig, tmp_path: Path) -> None:
     heads = HeadsConfig(learning_rates=[0.1], epochs=30, batch_size=16, holdout=0.99)
     result = image_linear.run(linear_config(data, tmp_path, heads=heads))
     assert result.protocol.selection == "learning rate 0.1, as given"
@@ -289,7 +290,7 @@ def test_an_unreadable_test_image_is_named_or_skipped_and_counted(
     red.mkdir()
     (red / "cut.png").write_bytes((coloured_images / "test/Red/000.png").read_bytes()[:80])
     config = knn_config(
-        ImageDataConfig(source="folder", root=str(tmp_path / "set")), tmp_path / "out", ks=[5]
+        DataConfig(source="folder", root=str(tmp_path / "set")), tmp_path / "out", ks=[5]
     )
     for workers in (0, 1):
         views = dataclasses.replace(VIEWS, num_workers=workers)
@@ -302,7 +303,7 @@ def test_an_unreadable_test_image_is_named_or_skipped_and_counted(
     assert Path(result.details["bad"][0][0]).name == "cut.png"
 
 
-def test_test_images_are_what_the_transform_shows(data: ImageDataConfig) -> None:
+def test_test_images_are_what_the_transform_shows(data: DataConfig) -> None:
     source = open_images(data)
     dataset = ImageViews(source, VIEWS)
     assert torch.equal(dataset[5]["image"], source.read(5))
@@ -312,7 +313,7 @@ def test_test_images_are_what_the_transform_shows(data: ImageDataConfig) -> None
 
 
 def test_training_and_test_are_other_images_of_the_same_classes(
-    data: ImageDataConfig, tmp_path: Path
+    data: DataConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="both 'train'"):
         knn_config(data, tmp_path, test_split="train")
@@ -323,11 +324,11 @@ def test_training_and_test_are_other_images_of_the_same_classes(
         source = Path(data.root) / "train" / name / "000.png"
         (tmp_path / split / name / "a.png").write_bytes(source.read_bytes())
     with pytest.raises(DataError, match="other classes"):
-        open_labelled(ImageDataConfig(source="folder", root=str(tmp_path)), "test")
+        open_labelled(DataConfig(source="folder", root=str(tmp_path)), "test")
 
 
 def test_the_pretraining_images_are_looked_up(
-    data: ImageDataConfig, encoder: Path, tmp_path: Path
+    data: DataConfig, encoder: Path, tmp_path: Path
 ) -> None:
     weights = load_file(encoder / "model.safetensors")
     state = {f"moco.encoder.{k}": v for k, v in weights.items()}
@@ -337,7 +338,7 @@ def test_the_pretraining_images_are_looked_up(
     engine_checkpoint.save(run, 3, model=state, state={"step": 3})
     for split, seen in (("train", 0), ("test", 18)):
         images = dataclasses.asdict(dataclasses.replace(data, split=split))
-        values = {"data": {"images": images, "video": {"manifest": ""}}}
+        values = {"data": images}
         values |= {"model": {"encoder": ENCODER}, "nda": {"spec": "jigsaw"}}
         (run / "config.yaml").write_text(yaml.safe_dump(values))
         result = image_knn.run(knn_config(data, tmp_path / split, checkpoint=str(run), ks=[5]))
@@ -362,7 +363,7 @@ def test_the_pretraining_images_are_looked_up(
     ],
 )
 def test_settings_that_contradict_each_other(
-    data: ImageDataConfig, tmp_path: Path, changes: dict[str, object], message: str
+    data: DataConfig, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         finetune_config(data, tmp_path, **changes)
@@ -390,7 +391,7 @@ def script(name: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedPr
     ],
 )
 def test_the_scripts_run_from_their_configs(
-    name: str, build: Callable[..., object], data: ImageDataConfig, tmp_path: Path
+    name: str, build: Callable[..., object], data: DataConfig, tmp_path: Path
 ) -> None:
     config = build(data, tmp_path / "out")
     path = tmp_path / "config.yaml"
@@ -403,12 +404,12 @@ def test_the_scripts_run_from_their_configs(
 
 def test_an_empty_root_is_one_line_that_says_which_key(tmp_path: Path) -> None:
     done = script("image_knn", "--model.encoder", ENCODER, "--output", str(tmp_path))
-    assert done.returncode == 2 and done.stderr.startswith("error: the images' root is empty")
+    assert done.returncode == 2 and done.stderr.startswith("error: no data: data.root is empty")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_two_ranks_find_what_one_finds(data: ImageDataConfig, tmp_path: Path) -> None:
+def test_two_ranks_find_what_one_finds(data: DataConfig, tmp_path: Path) -> None:
     for name, config in (
         ("image_knn", knn_config(data, tmp_path / "knn")),
         ("image_linear", linear_config(data, tmp_path / "linear")),

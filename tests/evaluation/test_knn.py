@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig
@@ -32,7 +33,11 @@ POOL = ClassifierConfig(encoder=ENCODER, head="pool")
 
 def test_the_evaluator_on_real_clips(coloured: Path, tmp_path: Path) -> None:
     config = KnnConfig(
-        manifest=str(coloured), output=str(tmp_path), model=POOL, views=VIEWS, ks=[1, 5, 200]
+        data=DataConfig(root=str(coloured)),
+        output=str(tmp_path),
+        model=POOL,
+        views=VIEWS,
+        ks=[1, 5, 200],
     )
     result = knn.run(config)
     assert load_result(tmp_path / "result.json") == result
@@ -46,7 +51,12 @@ def test_the_evaluator_on_real_clips(coloured: Path, tmp_path: Path) -> None:
 
 def test_folds_are_averaged_and_their_confusions_added(coloured: Path, tmp_path: Path) -> None:
     config = KnnConfig(
-        manifest=str(coloured), output=str(tmp_path), model=POOL, views=VIEWS, ks=[1], folds=[1, 2]
+        data=DataConfig(root=str(coloured)),
+        output=str(tmp_path),
+        model=POOL,
+        views=VIEWS,
+        ks=[1],
+        folds=[1, 2],
     )
     result = knn.run(config)
     assert result.metrics["top1_k1"].n == 12 and result.network == ENCODER
@@ -70,7 +80,7 @@ def moco_run(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in method.moco.key_encoder.parameters():
             parameter.add_(1.0)
     engine_checkpoint.save(folder, 5, model=method.state_dict(), state={"step": 5})
-    data = {"images": {"root": ""}, "video": {"manifest": str(coloured), "fold": 1}}
+    data = {"source": "clips", "root": str(coloured), "fold": 1}
     config = {"data": data, "model": {"encoder": ENCODER}, "nda": {"spec": "frame_shuffle"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     save_pretrained(method.moco.encoder, folder / "saved")
@@ -78,7 +88,11 @@ def moco_run(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(kind: str, checkpoint: Path, coloured: Path, output: Path) -> Result:
-    where = {"checkpoint": str(checkpoint), "manifest": str(coloured), "output": str(output)}
+    where = {
+        "checkpoint": str(checkpoint),
+        "data": DataConfig(root=str(coloured)),
+        "output": str(output),
+    }
     if kind == "finetune":
         return finetune.run(
             finetune.FinetuneConfig(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import read_manifest
 from ndavid.errors import DataError
 from ndavid.evaluation.linear import LinearConfig, run
@@ -17,7 +18,7 @@ from ndavid.evaluation.views import ViewsConfig
 
 def config(coloured: Path, output: Path) -> LinearConfig:
     return LinearConfig(
-        manifest=str(coloured),
+        data=DataConfig(root=str(coloured)),
         output=str(output),
         model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=ViewsConfig(

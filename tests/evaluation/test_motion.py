@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation import motion, pretrained
@@ -119,7 +120,7 @@ def config(manifest: Path, output: Path, encoder: str = "any", **changes: Any) -
         num_workers=0,
     )
     settings = MotionConfig(
-        manifest=str(manifest),
+        data=DataConfig(root=str(manifest)),
         output=str(output),
         model=ClassifierConfig(encoder=encoder, head="pool"),
         views=views,
@@ -350,9 +351,7 @@ def test_a_linear_probe_of_the_same_views_has_a_cache_of_its_own(
         coloured, tmp_path / "motion", "resnet2d3d10_half", cache=str(tmp_path / "cache")
     )
     run(settings)
-    shared = {
-        name: getattr(settings, name) for name in ("manifest", "model", "views", "cache", "seed")
-    }
+    shared = {name: getattr(settings, name) for name in ("data", "model", "views", "cache", "seed")}
     linear = run_linear(LinearConfig(output=str(tmp_path / "linear"), **shared))
     assert len(list((tmp_path / "cache").iterdir())) == 4
     assert linear.metrics["top1"].value == 1.0

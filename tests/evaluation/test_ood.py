@@ -14,7 +14,8 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import NearestNeighbors
 
 from ndavid.config import from_yaml, to_yaml
-from ndavid.data.images import ImageDataConfig, open_images
+from ndavid.data.config import DataConfig
+from ndavid.data.images import open_images
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig
 from ndavid.evaluation.ood import OodConfig, knn_distance, mahalanobis_distance, run
@@ -88,11 +89,11 @@ def test_a_constant_feature_does_not_break_it() -> None:
 
 
 def test_sources_are_read_from_their_specs() -> None:
-    assert parse_source("svhn:root=data/svhn") == ImageDataConfig(
+    assert parse_source("svhn:root=data/svhn") == DataConfig(
         source="svhn", root="data/svhn", split="test"
     )
     found = parse_source("folder:root=/a b,split=,class_list=x.txt")
-    assert found == ImageDataConfig(source="folder", root="/a b", split="", class_list="x.txt")
+    assert found == DataConfig(source="folder", root="/a b", split="", class_list="x.txt")
     for text in ("svnh:root=x", "svhn:rot=x", "svhn:root"):
         with pytest.raises(ConfigError, match="others"):
             parse_source(text)
@@ -100,7 +101,7 @@ def test_sources_are_read_from_their_specs() -> None:
 
 @pytest.mark.parametrize("spec", ["jigsaw:grid=2", "stitch", "cut_mix > jigsaw:grid=4"])
 def test_broken_images_depend_on_seed_and_index_only(coloured_images: Path, spec: str) -> None:
-    source = open_images(ImageDataConfig(source="folder", root=str(coloured_images), split="test"))
+    source = open_images(DataConfig(source="folder", root=str(coloured_images), split="test"))
     whole = ImageViews(source, VIEWS)
     first, again, other = (BrokenImages(source, VIEWS, from_spec(spec), seed) for seed in (0, 0, 1))
     order = [3, 17, 0]
@@ -115,7 +116,7 @@ def test_broken_images_depend_on_seed_and_index_only(coloured_images: Path, spec
 
 def config(coloured_images: Path, output: Path, **changes: object) -> OodConfig:
     base = OodConfig(
-        data=ImageDataConfig(source="folder", root=str(coloured_images)),
+        data=DataConfig(source="folder", root=str(coloured_images)),
         output=str(output),
         model=EncoderConfig(encoder="cifar:resnet20"),
         views=VIEWS,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ndavid.data.images import ImageDataConfig
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine.optim import OptimConfig
@@ -210,7 +210,7 @@ def frozen_videos(kind: str, manifest: str, output: Path, folds: list[int]) -> R
         "linear": (linear.LinearConfig, linear.run),
     }[kind]
     config = build(
-        manifest=manifest,
+        data=DataConfig(root=manifest),
         output=str(output),
         model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=dataclasses.replace(VIDEO_VIEWS, short="drop", on_bad="skip"),
@@ -240,7 +240,7 @@ def test_folds_of_frozen_features(kind: str, awkward: str, tmp_path: Path) -> No
 
 def finetune_config(manifest: str, output: Path, **changes: object) -> finetune.FinetuneConfig:
     config = finetune.FinetuneConfig(
-        manifest=manifest,
+        data=DataConfig(root=manifest),
         output=str(output),
         model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=VIDEO_VIEWS,
@@ -283,7 +283,7 @@ def test_the_subset_of_paper_compat(coloured: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def images(coloured_images: Path, tmp_path: Path) -> ImageDataConfig:
+def images(coloured_images: Path, tmp_path: Path) -> DataConfig:
     """19 test images: number 0 cannot be read, number 6 is red but lies with the blue ones."""
     root = tmp_path / "images"
     for split in ("train", "test"):
@@ -291,10 +291,10 @@ def images(coloured_images: Path, tmp_path: Path) -> ImageDataConfig:
     blue = root / "test" / "Blue"
     (blue / "000.png").write_bytes(b"no image")
     shutil.copy(root / "test" / "Red" / "000.png", blue / "006.png")
-    return ImageDataConfig(source="folder", root=str(root), split="train")
+    return DataConfig(source="folder", root=str(root), split="train")
 
 
-def evaluate_images(kind: str, data: ImageDataConfig, output: Path) -> Result:
+def evaluate_images(kind: str, data: DataConfig, output: Path) -> Result:
     model = EncoderConfig(encoder="cifar:resnet20")
     where = {"data": data, "output": str(output), "model": model, "views": IMAGE_VIEWS}
     run = dataclasses.replace(RUN, epochs=6, batch_size=16)
@@ -318,7 +318,7 @@ def evaluate_images(kind: str, data: ImageDataConfig, output: Path) -> Result:
 
 
 @pytest.mark.parametrize("kind", ["knn", "features", "sgd", "finetune"])
-def test_images(kind: str, images: ImageDataConfig, tmp_path: Path) -> None:
+def test_images(kind: str, images: DataConfig, tmp_path: Path) -> None:
     result = evaluate_images(kind, images, tmp_path / "out")
     check(result, tmp_path / "out", {0: [str(place) for place in range(1, 19)]})
     metric = "top1_k1" if kind == "knn" else "top1"

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from ndavid.checkpoint_files import MODEL_FILE
-from ndavid.data.images import ImageDataConfig
+from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.union import Part, unite
@@ -223,7 +223,7 @@ def test_the_gallery_is_that_of_each_run_once(coloured: Path, tmp_path: Path) ->
 def test_sets_of_some_classes_share_images_where_a_class_is_in_both(
     tested: list[str], trained: list[str], shared: bool
 ) -> None:
-    config = ImageDataConfig(source="cifar10", split="train", classes=tested)
+    config = DataConfig(source="cifar10", split="train", classes=tested)
     of_run = {"source": "cifar10", "split": "train", "classes": trained}
     assert share_images(config, of_run) == shared
 
@@ -245,6 +245,6 @@ def test_a_split_shares_images_with_one_that_holds_it(
 ) -> None:
     for part in ("train", "test", "val"):
         (tmp_path / part).mkdir()
-    config = ImageDataConfig(source=source, root=str(tmp_path), split=tested)  # type: ignore[arg-type]
+    config = DataConfig(source=source, root=str(tmp_path), split=tested)  # type: ignore[arg-type]
     of_run = {"source": source, "root": str(tmp_path), "split": trained, "augment_on": "device"}
     assert share_images(config, of_run) == shared

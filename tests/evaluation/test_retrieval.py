@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ndavid.data.config import DataConfig
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import Manifest, read_manifest
 from ndavid.errors import ConfigError
@@ -66,7 +67,7 @@ def test_equal_neighbours_come_in_gallery_order() -> None:
 
 def config(coloured: Path, output: Path) -> RetrievalConfig:
     return RetrievalConfig(
-        manifest=str(coloured),
+        data=DataConfig(root=str(coloured)),
         output=str(output),
         model=ClassifierConfig(encoder="resnet2d3d10_half", head="pool"),
         views=ViewsConfig(
@@ -171,5 +172,5 @@ def test_folds_are_averaged(coloured: Path, tmp_path: Path) -> None:
 
 
 def test_no_manifest_is_an_error_that_says_which_key() -> None:
-    with pytest.raises(ConfigError, match=r"manifest is empty.*--manifest"):
+    with pytest.raises(ConfigError, match=r"data\.root is empty"):
         run(RetrievalConfig(output="unused"))

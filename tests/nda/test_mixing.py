@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ndavid import nda
+from ndavid.nda.boxes import scaled_frames
 
 CLIP = (5, 2, 6, 8, 12)
 
@@ -54,6 +55,8 @@ def test_mixup_never_lets_one_picture_win(seeded):
     st.integers(6, 40), st.integers(6, 40), st.floats(0.02, 0.6), st.floats(0.25, 0.35), st.data()
 )
 def test_cut_mix_area_keeps_its_bounds_to_the_pixel(height, width, low, span, data):
+    # Small frames may have no box of their aspect ratio in between: 6x8 px, 0.44 to 0.69.
+    assume(len(scaled_frames((height, width), low, low + span)))
     op = nda.CutMix(
         beta=data.draw(st.sampled_from([0.3, 1.0, 4.0])), min_area=low, max_area=low + span
     )

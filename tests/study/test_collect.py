@@ -192,7 +192,8 @@ def test_videos_have_the_sources_of_their_manifest(
     outcomes = [Outcome(name, "top1", 1.0, fold=1) for name in "abcd"]
     for cell, manifest in ((known, str(file)), (unknown, str(tmp_path / "gone"))):
         finish(cell, mark_done, outcomes)
-        save(cell, protocol=Protocol(num_videos=4), config={"manifest": manifest})
+        data = {"source": "clips", "root": manifest}
+        save(cell, protocol=Protocol(num_videos=4, manifest=manifest), config={"data": data})
     found = gather(config)
     # A group's name counts within its class, and a clip without one stands alone.
     assert found.sources == {"toy": {"1:a": "0/g1", "1:b": "0/g1", "1:c": "1/g1"}}

@@ -37,7 +37,7 @@ def study(**changes: object) -> StudyConfig:
                 name="dpc",
                 recipe="recipes/a.py",
                 config="a.yaml",
-                overrides={"data.manifest": "{clips}/m", "run.epochs": 3, "nda.weight": 0.5},
+                overrides={"data.root": "{clips}/m", "run.epochs": 3, "nda.weight": 0.5},
             ),
             MethodConfig(name="moco", recipe="recipes/b.py", config="b.yaml"),
         ],
@@ -90,7 +90,7 @@ def test_the_commands_of_a_cell() -> None:
     assert training.folder == Path("runs/s/dpc/jigsaw/seed5/training")
     assert words(training.command) == {
         "--config": "a.yaml",
-        "--data.manifest": "data/my clips/m",
+        "--data.root": "data/my clips/m",
         "--run.epochs": "3",
         "--nda.weight": "1.0e-05",
         "--nda.on": "true",
