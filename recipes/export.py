@@ -8,7 +8,7 @@ with the encoder; one that cannot be made is named with the reason, and the comm
 
     exported/encoder       encoder = ndavid.models.weights.release.load_encoder("exported/encoder")
     exported/encoder.pt2   encoder = torch.export.load("exported/encoder.pt2").module()
-    exported/encoder.onnx  onnxruntime: pixels -> features   (pip install ndavid[export])
+    exported/encoder.onnx  onnxruntime: pixels -> features   (pip install -e ".[export]")
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def open_tree(root: Path, split: str, class_list: str = "") -> FileImages:
     """
     folder = _part_of(root, split)
     if not folder.is_dir():
-        raise DataError(folder, "no such folder; it should hold one folder of images a class")
+        raise DataError(
+            folder, f"no such folder; it should hold one folder of images a class; {_there(root)}"
+        )
     present = _folders_in(folder)
     classes = _read_class_list(Path(class_list)) if class_list else present
     if absent := sorted(set(classes) - set(present)):
@@ -102,8 +104,16 @@ def _check_no_splits(folder: Path, classes: Sequence[str]) -> None:
         raise DataError(
             folder,
             f"holds the split folders {first_few(splits)}, which are no classes: name one of them "
-            "as split, or, if these are classes, list them in a class_list",
+            "as split (--data.split train), or, if these are classes, list them in a class_list",
         )
+
+
+def _there(root: Path) -> str:
+    """What could be given as a split instead, in words."""
+    there = _folders_in(root) if root.is_dir() else []
+    if not there:
+        return f"{root} holds no folders either"
+    return f"{root} holds {first_few(there)}: name a split (data.split, test_split)"
 
 
 def _check_nothing_is_held_out(root: Path) -> None:

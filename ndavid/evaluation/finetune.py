@@ -47,7 +47,13 @@ from ndavid.evaluation.provenance import gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import TrainingConfig, VideoConfig
 from ndavid.evaluation.training import Trial, build_method, training_yaml
-from ndavid.evaluation.views import describe, labelled, open_manifest, views_dataset
+from ndavid.evaluation.views import (
+    describe,
+    labelled,
+    open_manifest,
+    select_labelled,
+    views_dataset,
+)
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.weights.checkpoint import LoadedCheckpoint
 from ndavid.ranges import AT_LEAST_1, check_ranges
@@ -178,8 +184,8 @@ class _Fold:
     def _split(self) -> tuple[ClipRecord, ...]:
         """The training videos; sets the validation videos or the paper's subset beside them."""
         config, manifest, span = self.config, self.manifest, self.sampler.span
-        test = labelled(manifest.select(config.test_split, self.fold), manifest)
-        train = labelled(manifest.select(config.data.split, self.fold), manifest)
+        test = select_labelled(manifest, config.test_split, self.fold)
+        train = select_labelled(manifest, config.data.split, self.fold)
         self.files = PreparedFiles([*train, *test], manifest, config.views.on_changed)
         if config.protocol == "paper_compat":
             draw = generator(self.seed, "paper_compat")

@@ -29,7 +29,13 @@ from ndavid.evaluation.protocol import Result, mean_over_folds
 from ndavid.evaluation.provenance import gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import FrozenSettings, VideoConfig
-from ndavid.evaluation.views import ViewsConfig, describe, open_manifest, views_dataset
+from ndavid.evaluation.views import (
+    ViewsConfig,
+    describe,
+    open_manifest,
+    select_labelled,
+    views_dataset,
+)
 from ndavid.models.weights.checkpoint import LoadedCheckpoint
 
 
@@ -106,6 +112,8 @@ def load_fold(
     """
     started = time.monotonic()
     views, manifest = config.views, open_manifest(config.data)
+    splits = (config.data.split, config.test_split)
+    chosen = [select_labelled(manifest, split, fold) for split in splits]
     provenance = trace(opened, manifest.select(config.test_split, fold), manifest.root, fold)
     loaded = load_classifier(opened, config.model, views, len(manifest.classes), seed=config.seed)
     extract = Extraction(
@@ -117,8 +125,7 @@ def load_fold(
         views_per_item=views.clips * views.crops * (broken.looks if broken else 1),
         num_workers=views.num_workers,
     )
-    features, reports, splits = [], [], (config.data.split, config.test_split)
-    chosen = [manifest.select(split, fold) for split in splits]
+    features, reports = [], []
     files = PreparedFiles([*chosen[0], *chosen[1]], manifest, views.on_changed)
     for split, records in zip(splits, chosen, strict=True):
         dataset, report = views_dataset(records, manifest, views)

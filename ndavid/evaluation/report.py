@@ -123,6 +123,9 @@ def write_report(report: Report, output: str | os.PathLike[str]) -> Path:
     page = engine.from_string(template).render(
         title=report.title,
         lead=report.lead,
+        alerts=[
+            (row.name, text) for row in report.rows for text in said_first(row.result.protocol)
+        ],
         overview=_overview(report.rows),
         tables=_tables(report.rows),
         most_columns=_MOST_COLUMNS,
@@ -193,13 +196,20 @@ def write_outputs(
 def summary_lines(result: Result) -> str:
     """Returns what a terminal shows of a result: warnings first, then numbers, then the notes."""
     protocol = result.protocol
-    # What the weights have seen before weighs as much as what was left out.
-    leaks = [note for note in protocol.notes if note.startswith(LEAK)]
-    first = list(dict.fromkeys([*protocol.warnings, *leaks]))
+    first = said_first(protocol)
     lines = [f"warning: {warning}" for warning in first]
     lines += [result.summary()]
     lines += [f"note: {note}" for note in protocol.notes if note not in first]
     return "\n".join(printable(part) for line in lines for part in line.split("\n"))
+
+
+def said_first(protocol: Protocol) -> list[str]:
+    """Returns what a reader must know before any number: warnings, and what the weights have seen.
+
+    What they have seen before weighs as much as what was left out.
+    """
+    leaks = [note for note in protocol.notes if note.startswith(LEAK)]
+    return list(dict.fromkeys([*protocol.warnings, *leaks]))
 
 
 def format_table(rows: Sequence[ReportRow], metric: str = "top1") -> str:

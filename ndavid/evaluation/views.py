@@ -87,8 +87,28 @@ def open_manifest(data: DataConfig) -> Manifest:
     data.resolve_source()  # says what to give where there is nothing
     manifest = read_manifest(data.root)
     if not manifest.classes:
-        raise DataError(data.root, "the manifest has no classes to evaluate against")
+        raise DataError(
+            data.root,
+            "the manifest has no classes to evaluate against: lay the videos out as CLASS/* and "
+            "prepare again",
+        )
     return manifest
+
+
+def select_labelled(manifest: Manifest, split: str, fold: int) -> tuple[ClipRecord, ...]:
+    """Returns the videos of a split, all labelled.
+
+    Raises:
+        ConfigError: If there is no such split or fold.
+        DataError: If it holds no videos, or one has no label.
+    """
+    if not (records := manifest.select(split, fold)):
+        raise DataError(
+            manifest.root,
+            f"the {split} split of fold {fold} holds no videos: choose another split or fold, or "
+            "prepare again (of class folders with --test-fraction 0.25)",
+        )
+    return labelled(records, manifest)
 
 
 def labelled(records: Sequence[ClipRecord], manifest: Manifest) -> tuple[ClipRecord, ...]:

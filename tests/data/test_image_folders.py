@@ -64,3 +64,10 @@ def test_a_class_without_images_is_named_escaped(tmp_path: Path):
     (tmp_path / "b\x1b[2J").mkdir()
     (note,) = open_tree(tmp_path, "").notes
     assert note == r"classes without images: 1 (b\x1b[2J)"
+
+
+def test_a_missing_split_names_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"holds test, train: name a split \(data\.split, test_spl"):
+        open_tree(tmp_path, "val")

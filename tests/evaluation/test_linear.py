@@ -100,3 +100,14 @@ def test_without_a_second_group_a_single_decay_is_the_way_on(
     assert result.protocol.selection == "weight decay 0.01, as given"
     assert result.metrics["top1"].value == 1.0
     assert result.details["sweep"] == {}
+
+
+def test_a_split_without_videos_is_named_before_anything_is_computed(
+    coloured: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(coloured)
+    records = tuple(dataclasses.replace(r, splits=("train",)) for r in manifest.records)
+    dataclasses.replace(manifest, records=records).write(tmp_path / "manifest.csv")
+    with pytest.raises(DataError, match=r"test split of fold 1 holds no videos: .*--test-fraction"):
+        run(config(tmp_path, tmp_path / "out"))
+    assert not (tmp_path / "out" / "features").exists()

@@ -274,3 +274,14 @@ def test_figures_are_drawn_for_any_number_of_classes(classes: int) -> None:
     assert confusion_figure(counts, names).startswith(b"<?xml")
     rows = [(name, wilson(index % 5, 5)) for index, name in enumerate(names[:12])]
     assert b"</svg>" in accuracy_figure(rows, 0.1, "top-1 accuracy")
+
+
+def test_what_weighs_on_the_numbers_stands_above_them(tmp_path: Path) -> None:
+    """A leak, and what was left out: on the page as in the terminal."""
+    leaky = result(60)
+    leaky.protocol.notes.append("LEAK: 9 of the 80 test videos were in the pretraining data.")
+    leaky.protocol.warn("3 test videos could not be read.")
+    row = ReportRow(name="mine", result=leaky)
+    page = write_report(Report(title="t", rows=[row]), tmp_path / "report.html").read_text()
+    table = page.index("<table")
+    assert page.index("LEAK: 9 of the 80") < table and page.index("3 test videos could") < table

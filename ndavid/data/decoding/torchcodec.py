@@ -52,7 +52,7 @@ def _decoder_class(path: str):
         raise DecodeError(
             path,
             BACKEND,
-            "torchcodec cannot be loaded: it needs `pip install ndavid[torchcodec]` and a system "
-            "FFmpeg with its shared libraries (`apt-get install ffmpeg`)",
+            "torchcodec cannot be loaded: it needs `pip install -e '.[torchcodec]'` and a "
+            "system FFmpeg with its shared libraries (`apt-get install ffmpeg`)",
         ) from error
     return VideoDecoder

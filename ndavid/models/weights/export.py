@@ -162,7 +162,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 def _reason(failure: Exception) -> str:
     if isinstance(failure, ModuleNotFoundError):
-        return f"{failure}; ONNX needs the extra: pip install ndavid[export]"
+        return f"{failure}; ONNX needs the extra: in the clone, pip install -e '.[export]'"
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     return f"{type(failure).__name__}: {lines[0] if lines else 'without a message'}"
 
