@@ -32,7 +32,7 @@ from timing import in_turns, limited, middle, stopwatch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ndavid.engine.turns import give_turn
+from ndavid.engine.alternating import train_only
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig, GanNdaConfig
 from ndavid.models.gan.model import GanConfig
@@ -44,7 +44,7 @@ PLAYERS = ("discriminator", "generator")
 KINDS = ("plain", "nda")
 
 Runs = dict[tuple[str, str, str], Callable[[], None]]
-"""(precision, player, kind) -> one step"""
+"""(precision, network, kind) -> one step"""
 
 
 def build(kind: str, device: torch.device) -> GanMethod:
@@ -58,29 +58,29 @@ def build(kind: str, device: torch.device) -> GanMethod:
 def steps_of(method: GanMethod, images: Tensor, precision: str) -> dict[str, Callable[[], None]]:
     """A whole step of either network, as the engine does it."""
     generator = torch.Generator().manual_seed(0)
-    groups = {name: groups[0]["params"] for name, groups in method.players().items()}
+    groups = {name: groups[0]["params"] for name, groups in method.optimizer_groups().items()}
     optimizers = {n: torch.optim.Adam(p, lr=2e-4, betas=(0.0, 0.999)) for n, p in groups.items()}
     batch = {"image": images}
-    turns = dict(method.deal([batch], generator=generator, step=0))
+    updates = dict(method.plan_updates([batch], generator=generator, step=0))
 
     def autocast() -> torch.autocast:
         return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def update(player: str, batches: list[dict]) -> None:
-        give_turn(player, groups)
-        optimizers[player].zero_grad()
+    def update(network: str, batches: list[dict]) -> None:
+        train_only(network, groups)
+        optimizers[network].zero_grad()
         with autocast():
             loss = method(batches[0], generator=generator, step=0)["loss"]
         loss.backward()
-        optimizers[player].step()
+        optimizers[network].step()
 
     def discriminator_step() -> None:
         with autocast():
-            fresh = dict(method.deal([batch], generator=generator, step=0))
+            fresh = dict(method.plan_updates([batch], generator=generator, step=0))
         update("discriminator", fresh["discriminator"])
 
     def generator_step() -> None:
-        update("generator", turns["generator"])
+        update("generator", updates["generator"])
 
     return {"discriminator": discriminator_step, "generator": generator_step}
 
@@ -92,8 +92,8 @@ def all_steps(batch: int, device: torch.device) -> Runs:
     runs: Runs = {}
     for precision in PRECISIONS:
         for kind in KINDS:
-            for player, run in steps_of(build(kind, device), images, precision).items():
-                runs[precision, player, kind] = run
+            for network, run in steps_of(build(kind, device), images, precision).items():
+                runs[precision, network, kind] = run
     return runs
 
 
@@ -107,12 +107,12 @@ def count_flops(run: Callable[[], None]) -> int:
 def rows_of(times: dict, flops: dict) -> list[dict]:
     """Times, speeds and ratios of every step."""
     rows = []
-    for (precision, player, kind), taken in times.items():
+    for (precision, network, kind), taken in times.items():
         median, spread = middle(taken)
-        operations = flops[precision, player, kind]
+        operations = flops[precision, network, kind]
         row = {
             "precision": precision,
-            "step": player,
+            "step": network,
             "kind": kind,
             "seconds": median,
             "seconds_spread": spread,
@@ -120,10 +120,10 @@ def rows_of(times: dict, flops: dict) -> list[dict]:
             "gflops_per_second": operations / 1e9 / median,
         }
         if kind == "nda":
-            plain = times[precision, player, "plain"]
+            plain = times[precision, network, "plain"]
             ratios = [a / b for a, b in zip(taken, plain, strict=True)]
             row["ratio"], row["ratio_spread"] = middle(ratios)
-            row["ideal_ratio"] = operations / flops[precision, player, "plain"]
+            row["ideal_ratio"] = operations / flops[precision, network, "plain"]
             row["of_ideal"] = row["ratio"] / row["ideal_ratio"]
             row |= {"limit": LIMIT, "ok": row["of_ideal"] <= LIMIT}
         rows.append(row)

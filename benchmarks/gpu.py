@@ -48,9 +48,10 @@ from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
 from ndavid.engine.loader import build_loader, build_sampler
 from ndavid.engine.loader import close as close_loader
+from ndavid.engine.loop import fit
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.optim import OptimConfig, build_optimizer
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig
 from ndavid.models.dpc import DpcConfig

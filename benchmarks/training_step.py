@@ -54,7 +54,7 @@ from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
 from ndavid.data.views import open_views
-from ndavid.engine import runner
+from ndavid.engine import loop, updates
 from ndavid.engine.loader import KeyedDataset
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
@@ -111,29 +111,28 @@ CASES = {
 
 def watch(spans: Spans) -> None:
     """Puts clocks around what a step consists of."""
-    loop = runner._Loop
-    spans.wrap(loop, "_fetch", "data", step_begins=True)
+    spans.wrap(loop._Loop, "_fetch", "data", step_begins=True)
     spans.wrap(ndavid.data.video._RecordedClips, "_read", "decode")
     spans.wrap(ClipDataset, "_clip", "augmentation")
     spans.wrap(BatchAugment, "__call__", "augmentation")
-    spans.wrap(runner, "to_device", "host to device")
-    spans.wrap(loop, "_forward", "forward")
+    spans.wrap(updates, "to_device", "host to device")
+    spans.wrap(updates.Updates, "_forward", "forward")
     spans.wrap(accelerate.Accelerator, "backward", "backward")
     watch_negatives(spans)
     watch_ranks(spans)
     for owner, name in (
-        (loop, "_gradient_norm"),
+        (updates.Updates, "_gradient_norm"),
         (accelerate.optimizer.AcceleratedOptimizer, "step"),
         (accelerate.optimizer.AcceleratedOptimizer, "zero_grad"),
         (ndavid.models.moco.MoCo, "update_key_encoder"),
     ):
         spans.wrap(owner, name, "optimizer")
     for owner, name in (
-        (loop, "_flush"),
-        (loop, "_check_finite"),
-        (runner.FiniteWatch, "note"),
-        (runner.StepRecords, "note"),
-        (runner.Tracker, "advance"),
+        (loop._Loop, "_flush"),
+        (loop._Loop, "_check_finite"),
+        (loop.FiniteWatch, "note"),
+        (loop.StepRecords, "note"),
+        (loop.Tracker, "advance"),
     ):
         spans.wrap(owner, name, "logging")
 
@@ -154,7 +153,7 @@ def watch_ranks(spans: Spans) -> None:
     spans.wrap(ndavid.collectives, "_all_gather", "gather")
     spans.wrap(ndavid.collectives._GatherWithGrad, "backward", "gather")
     spans.wrap(ndavid.models.moco, "broadcast_from_first", "gather")
-    spans.wrap(runner, "agree", "agreements")
+    spans.wrap(loop, "agree", "agreements")
 
 
 def train(case: Case, manifest: str, encoder: str, output: Path) -> list[dict[str, float]]:
@@ -162,7 +161,7 @@ def train(case: Case, manifest: str, encoder: str, output: Path) -> list[dict[st
     with seeded(0, "init"):
         method, dataset = case.build(manifest, encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = runner.RunConfig(
+    run = loop.RunConfig(
         output=str(output),
         max_steps=WARMUP + STEPS + 1,
         epochs=1000,
@@ -174,7 +173,7 @@ def train(case: Case, manifest: str, encoder: str, output: Path) -> list[dict[st
     spans = Spans(device)
     watch(spans)
     with spans:
-        runner.fit(method, dataset, run=run, optim=OptimConfig(), collate=collate)
+        loop.fit(method, dataset, run=run, optim=OptimConfig(), collate=collate)
     # Before the first step there is a stretch of setting up.
     return [dict(step) for step in spans.steps[1 + WARMUP : 1 + WARMUP + STEPS]]
 

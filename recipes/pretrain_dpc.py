@@ -21,9 +21,10 @@ from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DpcBlocks
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.dpc import DpcMethod
 from ndavid.methods.nda_config import NdaConfig

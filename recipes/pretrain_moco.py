@@ -23,10 +23,11 @@ from ndavid.data.config import ViewsDataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.data.video import collate
 from ndavid.data.views import TrainingViews, open_views
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
+from ndavid.engine.run_config import RunConfig
 from ndavid.engine.run_directory import superseded
-from ndavid.engine.runner import RunConfig, fit
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue

@@ -23,9 +23,10 @@ from ndavid.data.image_sources import MemoryImages
 from ndavid.data.images import ImageDataset
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import collate
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation.held_out import HeldOutAccuracy
 from ndavid.evaluation.image_task import split_off

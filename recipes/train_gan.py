@@ -27,9 +27,11 @@ from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import listing_notes
 from ndavid.data.images import ImageDataset, image_eval_transform, open_images
 from ndavid.data.video import collate
+from ndavid.engine.hooks import EverySteps
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import EverySteps, RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation.gan_sheets import GanSheets, SheetsConfig, newest_sheets
 from ndavid.evaluation.run_page import RunPage, apart

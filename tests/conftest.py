@@ -16,7 +16,7 @@ LONGEST = (
     "test_finetune",
     "test_cpu_convolutions",
     "test_study",
-    "test_runner",
+    "test_loop",
 )
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

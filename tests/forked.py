@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 PRELOADED = [
-    "ndavid.engine.runner",
+    "ndavid.engine.loop",
     "ndavid.evaluation.finetune",
     "ndavid.evaluation.linear",
     "ndavid.evaluation.report",

@@ -115,7 +115,7 @@ DRAWS_IN_PLACE = {
 # The default generator is set in two places: around initialisers, and before each step.
 RESEEDS = {
     ("engine/rng.py", "torch.random.default_generator.manual_seed"),
-    ("engine/runner.py", "torch.manual_seed"),
+    ("engine/updates.py", "torch.manual_seed"),
 }
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ndavid import locks
 from ndavid.config import from_yaml, given_keys, parse, run_main, to_yaml
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, DataError
 from ndavid.ranges import (
     AT_LEAST_1,

@@ -21,8 +21,9 @@ from ndavid.data.preparation import prepare
 from ndavid.data.shapes import write_shapes
 from ndavid.data.shard_writing import ClipFiles, write_shards
 from ndavid.data.synthetic import write_motion_clips
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation import (
     anomaly,

@@ -33,9 +33,10 @@ from ndavid.data.detection_transforms import DetectionTransform
 from ndavid.engine import checkpoint
 from ndavid.engine.distributed import make_accelerator
 from ndavid.engine.environment import describe as describe_environment
+from ndavid.engine.loop import RunResult, fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import generator, seeded
-from ndavid.engine.runner import RunConfig, RunResult, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training

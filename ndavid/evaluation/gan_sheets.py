@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ndavid.collectives import rank
+from ndavid.engine.hooks import HookContext
 from ndavid.engine.rng import generator
-from ndavid.engine.runner import Pause
 from ndavid.errors import ConfigError
 from ndavid.evaluation.report import Picture
 from ndavid.methods.gan import GanMethod
@@ -63,21 +63,21 @@ class GanSheets:
         self.images = images
         self.seed = seed
 
-    def __call__(self, pause: Pause) -> dict[str, float]:
+    def __call__(self, context: HookContext) -> dict[str, float]:
         """Draws on rank 0; there is nothing to measure."""
         if rank() == 0:
-            assert isinstance(pause.method, GanMethod)
-            net = settled(cast(Generator, pause.ema or pause.method.gan.generator))
+            assert isinstance(context.method, GanMethod)
+            net = settled(cast(Generator, context.ema or context.method.gan.generator))
             sheets = {
                 "samples": sample_sheet(net, self.config, seed=self.seed),
                 "interpolations": interpolation_sheet(net, self.config, seed=self.seed),
             }
-            broken = negative_sheet(pause.method, self.images[: self.config.columns], self.seed)
+            broken = negative_sheet(context.method, self.images[: self.config.columns], self.seed)
             if broken is not None:
                 sheets["negatives"] = broken
             for name, sheet in sheets.items():
-                pause.show(f"samples/{name}", sheet)
-                write_sheet(sheet, pause.output / FOLDER / f"{name}_step_{pause.step:07d}.png")
+                context.show(f"samples/{name}", sheet)
+                write_sheet(sheet, context.output / FOLDER / f"{name}_step_{context.step:07d}.png")
         return {}
 
 

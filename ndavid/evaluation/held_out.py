@@ -12,7 +12,9 @@ from ndavid.collectives import world_size
 from ndavid.data.config import DataConfig
 from ndavid.data.image_subsets import SubsetImages
 from ndavid.engine.environment import describe as describe_environment
-from ndavid.engine.runner import Pause, RunConfig, RunResult
+from ndavid.engine.hooks import HookContext
+from ndavid.engine.loop import RunResult
+from ndavid.engine.run_config import RunConfig
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import (
@@ -43,12 +45,12 @@ class HeldOutAccuracy:
         self.views = views
         self.every = every
 
-    def __call__(self, pause: Pause) -> dict[str, float]:
+    def __call__(self, context: HookContext) -> dict[str, float]:
         """Returns ``top1`` of an epoch that is due, else nothing."""
-        if pause.epoch % self.every:
+        if context.epoch % self.every:
             return {}
-        method = cast(ClassificationMethod, pause.method)
-        return {"top1": accuracies(self._predict(method, pause.device))["top1"].value}
+        method = cast(ClassificationMethod, context.method)
+        return {"top1": accuracies(self._predict(method, context.device))["top1"].value}
 
     def result(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ndavid.data.image_subsets import stratified_indices
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, TrainingError
 from ndavid.evaluation.chance import classification_chances
 from ndavid.evaluation.classify import PerItem, accuracies, classification_details, top_outcomes

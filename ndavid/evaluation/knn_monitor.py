@@ -18,8 +18,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from ndavid.engine.hooks import HookContext
 from ndavid.engine.rng import generator
-from ndavid.engine.runner import Pause
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.classify import PerItem, per_item
 from ndavid.evaluation.neighbours import TEMPERATURE, vote
@@ -112,12 +112,12 @@ class KnnMonitor:
         if config.every:
             self.queries, self.gallery = self._part(group_of, seed)
 
-    def __call__(self, end: Pause) -> dict[str, float]:
+    def __call__(self, context: HookContext) -> dict[str, float]:
         """Returns ``knn_top1`` of an epoch that is due, else nothing."""
-        if not self._due(end.epoch):
+        if not self._due(context.epoch):
             return {}
-        method = cast(FeatureMethod, end.method)
-        queries, gallery = self._features(method, end.device)
+        method = cast(FeatureMethod, context.method)
+        queries, gallery = self._features(method, context.device)
         k = min(self.config.k, len(gallery.labels))
         shares = vote(
             queries.values.squeeze(1),
@@ -126,7 +126,7 @@ class KnnMonitor:
             int(self.labels.max()) + 1,
             ks=[k],
             temperature=self.config.temperature,
-            device=end.device,
+            device=context.device,
         )[k]
         return {"knn_top1": float((shares.argmax(1) == queries.labels).float().mean())}
 

@@ -19,9 +19,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ndavid.collectives import rank
 from ndavid.data.video import collate
+from ndavid.engine.hooks import HookContext
 from ndavid.engine.loader import KeyedDataset, to_device
 from ndavid.engine.rng import derive_seed, generator
-from ndavid.engine.runner import Pause
 from ndavid.evaluation.pairs_figure import draw_pairs
 from ndavid.evaluation.provenance import GALLERY_FILE
 from ndavid.evaluation.report import REPORT_FILE, CurveGroup, Picture, Report, write_report
@@ -72,36 +72,36 @@ class RunPage:
         self._spec = ""
         self._written = self._cost = 0.0
 
-    def start(self, pause: Pause) -> dict[str, float]:
+    def start(self, context: HookContext) -> dict[str, float]:
         """Draws the negatives, but for a resumed run that has them, and writes the page."""
         if rank() == 0:
-            self._spec = str(getattr(getattr(pause.method, "nda", None), "spec", ""))
-            if pause.step == 0 or not (pause.output / GALLERY_FILE).exists():
-                self._draw(pause)
-            self._write(pause.output, _so_far(pause))
+            self._spec = str(getattr(getattr(context.method, "nda", None), "spec", ""))
+            if context.step == 0 or not (context.output / GALLERY_FILE).exists():
+                self._draw(context)
+            self._write(context.output, _so_far(context))
         return {}
 
-    def refresh(self, pause: Pause) -> dict[str, float]:
+    def refresh(self, context: HookContext) -> dict[str, float]:
         """Writes the page anew, unless that would take more than a small share of the time."""
         since = time.monotonic() - self._written
         if rank() == 0 and self._cost <= _SHARE_OF_TIME * since:
-            self._write(pause.output, _so_far(pause))
+            self._write(context.output, _so_far(context))
         return {}
 
     def finish(self, output: Path) -> Path:
         """Writes the page of a run that has ended, and returns its path."""
         return self._write(output, "")
 
-    def _draw(self, pause: Pause) -> None:
-        if self.dataset is None or not hasattr(pause.method, "broken_samples"):
+    def _draw(self, context: HookContext) -> None:
+        if self.dataset is None or not hasattr(context.method, "broken_samples"):
             return
-        method = cast(BreaksSamples, pause.method)
+        method = cast(BreaksSamples, context.method)
         picture = draw_negatives(
-            method, self.dataset, device=pause.device, seed=self.seed, title=self._spec
+            method, self.dataset, device=context.device, seed=self.seed, title=self._spec
         )
         if picture is not None:
-            picture.save(pause.output / GALLERY_FILE)
-            pause.show("negatives", pil_to_tensor(picture))
+            picture.save(context.output / GALLERY_FILE)
+            context.show("negatives", pil_to_tensor(picture))
 
     def _write(self, output: Path, lead: str) -> Path:
         began = time.monotonic()
@@ -177,6 +177,6 @@ def _sample(dataset: KeyedDataset, index: int, seed: int) -> dict[str, Any]:
     return {"bad": []} | cast(dict[str, Any], dataset[key])
 
 
-def _so_far(pause: Pause) -> str:
+def _so_far(context: HookContext) -> str:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"Training goes on: step {pause.step} of {pause.total_steps} at {now}."
+    return f"Training goes on: step {context.step} of {context.total_steps} at {now}."

@@ -14,7 +14,7 @@ from torch import nn
 
 from ndavid.collectives import rank
 from ndavid.engine.distributed import from_main, gather_objects
-from ndavid.engine.runner import Pause
+from ndavid.engine.hooks import HookContext
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.agreement import together
 
@@ -40,13 +40,13 @@ class BestEpoch:
         self.score = score
         self.every = every
 
-    def __call__(self, end: Pause) -> dict[str, float]:
+    def __call__(self, context: HookContext) -> dict[str, float]:
         """Scores an epoch; returns what the run logs under ``val/``."""
-        if end.epoch % self.every:
+        if context.epoch % self.every:
             return {}
-        method = end.method if end.ema is None else end.ema
-        value = self.score(method, end.device, end.epoch)
-        together(lambda: self._keep_if_better(method, end.epoch, value))
+        method = context.method if context.ema is None else context.ema
+        value = self.score(method, context.device, context.epoch)
+        together(lambda: self._keep_if_better(method, context.epoch, value))
         return {"top1": value}
 
     def load_into(self, method: nn.Module) -> tuple[int, float] | None:

@@ -13,7 +13,7 @@ from typing import Literal
 from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation.image_views import ImageViewsConfig
 from ndavid.evaluation.pretrained import ClassifierConfig, EncoderConfig

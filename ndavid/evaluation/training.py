@@ -24,7 +24,7 @@ from ndavid.config import to_yaml
 from ndavid.engine import checkpoint
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.loader import Collate, KeyedDataset
-from ndavid.engine.runner import RunResult, fit
+from ndavid.engine.loop import RunResult, fit
 from ndavid.errors import TrainingError
 from ndavid.evaluation.agreement import together
 from ndavid.evaluation.chance import classification_chances

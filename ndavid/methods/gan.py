@@ -8,13 +8,14 @@ discriminator's images alike).
     discriminator:  L(D(x), +) + alpha L(D(G(z)), -) + beta L(D(T(x)), -)
     generator:      as without T
 
-A step is ``discriminator_steps`` turns of the discriminator and one of the generator (the engine's
-``turns.py``). The generator stands still until its own turn, so that the generated images of all
-the discriminator's turns are made beforehand, under one normalisation of its weights.
+A training step is ``discriminator_steps`` optimizer steps of the discriminator and one of the
+generator (the engine's ``alternating.py``). The generator does not change before its own step, so
+that the generated images for all steps of the discriminator are made beforehand, under one
+normalisation of its weights.
 
 Whatever share of a batch the discriminator sees at a time, the gradients are those of the whole:
-the generator runs on all of a turn's latents at once, batch norm takes the statistics of all
-ranks, and the spectral norms are estimated once a turn.
+the generator runs on all latents of an optimizer step at once, batch norm takes the statistics of
+all ranks, and the spectral norms are estimated once per optimizer step.
 
 Differences from the original code: one discriminator pass over [generated, real, broken], where it
 had two and advanced the spectral norm twice; broken images are broken for certain (its operations
@@ -55,13 +56,13 @@ class GanMethod(nn.Module):
     """The two networks, their objective, and what the discriminator is shown.
 
     A step reads ``batches_per_step`` batches with ``image``, uint8 or float in [0, 1],
-    (B, 3, S, S), and, for a GAN of several classes, ``label`` (B,). `deal` makes turns of them;
-    `forward` takes one batch of one turn.
+    (B, 3, S, S), and, for a GAN of several classes, ``label`` (B,). `plan_updates` shares them out
+    to optimizer steps; `forward` takes one batch of one of these.
 
     Args:
         model: the networks.
         nda: the broken images; none by default.
-        adversarial: objective and order of turns.
+        adversarial: objective, and how many steps the discriminator takes.
         augment: what happens to images on their way to the discriminator.
 
     Raises:
@@ -89,7 +90,7 @@ class GanMethod(nn.Module):
         self.gan = Gan(model)
         self.batches_per_step = self.adversarial.discriminator_steps
 
-    def players(self) -> dict[str, list[dict[str, Any]]]:
+    def optimizer_groups(self) -> dict[str, list[dict[str, Any]]]:
         """The parameters of each network, and the factor on their learning rate."""
         scale = self.adversarial.discriminator_lr_scale
         discriminator = list(self.gan.discriminator.parameters())
@@ -106,38 +107,39 @@ class GanMethod(nn.Module):
         """The submodules worth ``torch.compile``."""
         return (self.gan.generator, self.gan.discriminator)
 
-    def deal(
+    def plan_updates(
         self, batches: Sequence[Batch], *, generator: torch.Generator | None, step: int
     ) -> list[tuple[str, list[Batch]]]:
-        """The turns of one step: the discriminator's, with generated images, and the generator's.
+        """The optimizer steps of one training step: the discriminator's, with generated images, and
+        the generator's.
 
         Args:
             batches: ``batches_per_step`` of them, or a multiple, for accumulation.
             generator: on the CPU; draws latents and labels.
-            step: not used: every step has the same turns.
+            step: not used: every training step has the same optimizer steps.
 
         Raises:
             ValueError: images of another size than the generator's.
         """
         self._check_size(batches[0]["image"])
         share = len(batches) // self.adversarial.discriminator_steps
-        turns = []
+        updates = []
         with torch.no_grad(), shared_spectral_norm(self.gan.generator):
             for start in range(0, len(batches), share):
                 own = batches[start : start + share]
-                turns.append((DISCRIMINATOR, self._with_generated(own, generator)))
+                updates.append((DISCRIMINATOR, self._with_generated(own, generator)))
         own = batches[:share]
         latents, labels = self._draw(own, generator)
         last = {"latents": latents, "labels": labels, "parts": [len(b["image"]) for b in own]}
-        return [*turns, (GENERATOR, [last])]
+        return [*updates, (GENERATOR, [last])]
 
     def forward(
         self, batch: Batch, *, generator: torch.Generator | None, step: int
     ) -> dict[str, Tensor]:
-        """Loss of the player whose turn it is, and detached metrics, of one batch of `deal`'s."""
+        """Loss and detached metrics of the network to update, on a batch of `plan_updates`."""
         if "latents" in batch:
-            return self._generator_turn(batch, generator, step)
-        return self._discriminator_turn(batch, generator, step)
+            return self._generator_step(batch, generator, step)
+        return self._discriminator_step(batch, generator, step)
 
     def broken_samples(
         self, batch: Batch, *, generator: torch.Generator | None
@@ -178,7 +180,7 @@ class GanMethod(nn.Module):
     def _with_generated(
         self, batches: Sequence[Batch], generator: torch.Generator | None
     ) -> list[Batch]:
-        """The batches of one turn, with as many generated images and, if asked for, labels."""
+        """The batches of one optimizer step, with as many generated images, and labels."""
         latents, labels = self._draw(batches, generator)
         sizes = [len(batch["image"]) for batch in batches]
         fakes = self.gan.generator(latents, labels).split(sizes)
@@ -204,9 +206,9 @@ class GanMethod(nn.Module):
             return torch.zeros(len(images), dtype=torch.long, device=images.device)
         return batch["label"] if number else None
 
-    # Turns
+    # Optimizer steps
 
-    def _discriminator_turn(
+    def _discriminator_step(
         self, batch: Batch, generator: torch.Generator | None, step: int
     ) -> dict[str, Tensor]:
         real = self._positive(self.pixels(batch["image"]), generator)
@@ -221,7 +223,7 @@ class GanMethod(nn.Module):
             streams.append(made.pixels)
             labels.append(batch["label"])
         shown = [self._augmented(stream, generator) for stream in streams]
-        # One sigma a turn: only its first batch moves the estimate.
+        # One sigma per optimizer step: only its first batch moves the estimate.
         judge = self.gan.discriminator if batch["first"] else self._judge
         logits = judge(torch.cat(shown), _joined(labels))
         fake, true, *broken = logits.float().split([len(stream) for stream in streams])
@@ -244,7 +246,7 @@ class GanMethod(nn.Module):
             metrics["gradient_penalty"] = penalty
         return {"loss": loss} | {name: value.detach() for name, value in metrics.items()}
 
-    def _generator_turn(
+    def _generator_step(
         self, batch: Batch, generator: torch.Generator | None, step: int
     ) -> dict[str, Tensor]:
         latents, labels, parts = batch["latents"], batch["labels"], batch["parts"]

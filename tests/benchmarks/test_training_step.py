@@ -10,7 +10,7 @@ import training_step
 from made_up_video import write_prepared
 from spans import REST, Spans
 
-from ndavid.engine import runner
+from ndavid.engine import loop
 
 ENCODER = "resnet2d3d10_half"
 
@@ -23,9 +23,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("name", ["dpc", pytest.param("moco", marks=pytest.mark.slow)])
 def test_every_part_of_a_step_is_seen(name: str, manifest: str, tmp_path: Path) -> None:
     case = training_step.CASES[name]._replace(batch=2)
-    fetch = runner._Loop._fetch
+    fetch = loop._Loop._fetch
     steps = training_step.train(case, manifest, ENCODER, tmp_path / "run")
-    assert runner._Loop._fetch is fetch
+    assert loop._Loop._fetch is fetch
     assert len(steps) == training_step.STEPS
     assert set().union(*steps) <= set(training_step.PARTS)
     here = set(training_step.PARTS) - {"gather"}

@@ -23,8 +23,8 @@ from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DenseClip
 from ndavid.data.transforms import AugmentConfig, train_transform
 from ndavid.data.video import ClipDataset, collate
+from ndavid.engine.loop import fit
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import fit
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import NdavidError
 from ndavid.evaluation.classify import per_item
 

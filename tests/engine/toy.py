@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ndavid.collectives import gather_without_grad, rank
 from ndavid.config import parse, run_main, to_yaml
+from ndavid.engine.hooks import Hook, HookContext
+from ndavid.engine.loop import RunResult, fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import Hook, Pause, RunConfig, RunResult, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import DataError
 
 CLASSES = 4
@@ -136,7 +138,7 @@ def collate(samples: list[dict[str, object]]) -> dict[str, object]:
     return batch
 
 
-def validate(end: Pause) -> dict[str, float]:
+def validate(end: HookContext) -> dict[str, float]:
     torch.rand(3)  # a hook may use the default generator as it likes
     return {"weight": float(sum(p.detach().abs().sum() for p in end.method.parameters()))}
 

@@ -16,7 +16,7 @@ from torch import nn
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main
 from ndavid.engine.distributed import agree, from_main, gather_objects, mean_over_ranks
-from ndavid.engine.runner import Pause
+from ndavid.engine.hooks import HookContext
 from ndavid.errors import NdavidError
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         change(config)
         at_epoch_ends: list[Any] = []
 
-        def hook(end: Pause) -> dict[str, float]:
+        def hook(end: HookContext) -> dict[str, float]:
             averaged = None if end.ema is None else as_lists(end.ema)
             at_epoch_ends.append([as_lists(end.method), averaged])
             return toy.validate(end)

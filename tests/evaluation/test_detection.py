@@ -27,7 +27,7 @@ from ndavid.data.shapes import write_shapes
 from ndavid.data.voc import read_voc
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ndavid.evaluation import detection_inference
 from ndavid.evaluation.detection import RUN_FOLDER, DetectionConfig, parameter_groups, run

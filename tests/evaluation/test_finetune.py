@@ -23,7 +23,7 @@ from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig, build_optimizer, set_lr
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.classify import classify, confusion_matrix
 from ndavid.evaluation.finetune import FinetuneConfig, run

@@ -21,9 +21,10 @@ from ndavid.config import from_yaml
 from ndavid.data.config import DataConfig
 from ndavid.data.images import ImageDataset, open_images
 from ndavid.data.video import collate
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import generator
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import CheckpointError, ConfigError, NdavidError, TrainingError
 from ndavid.evaluation.gan_sheets import to_pixels
 from ndavid.evaluation.generation import GenerationConfig, _inception_score, run

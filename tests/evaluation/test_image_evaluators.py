@@ -22,7 +22,7 @@ from ndavid.data.images import open_images
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, DataError, TrainingError
 from ndavid.evaluation import image_finetune, image_knn, image_linear
 from ndavid.evaluation.frozen_images import share_of_labels

@@ -12,7 +12,7 @@ from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation import finetune, knn, linear, retrieval
 from ndavid.evaluation.knn import KnnConfig

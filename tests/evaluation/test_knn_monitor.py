@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ndavid.data.video import collate
+from ndavid.engine.hooks import HookContext
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import Pause, RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 
@@ -62,8 +64,8 @@ class Colours(nn.Module):
         return {"loss": self.features(batch["image"]).mean() ** 2}
 
 
-def end(epoch: int, method: nn.Module) -> Pause:
-    return Pause(epoch, 10 * epoch, method.eval(), None, CPU, Path("unused"))
+def end(epoch: int, method: nn.Module) -> HookContext:
+    return HookContext(epoch, 10 * epoch, method.eval(), None, CPU, Path("unused"))
 
 
 @pytest.mark.parametrize("clips", [False, True])

@@ -17,7 +17,7 @@ from ndavid.data.config import DataConfig
 from ndavid.data.manifest import ClipRecord, Manifest, read_manifest
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import RunConfig
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import DataError
 from ndavid.evaluation import (
     finetune,

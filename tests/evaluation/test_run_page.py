@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from ndavid.data.video import collate
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import generator, seeded
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.evaluation.pairs_figure import draw_pairs
 from ndavid.evaluation.run_page import RunPage, draw_negatives
 from ndavid.methods.broken_samples import BrokenSamples

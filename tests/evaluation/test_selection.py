@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ndavid.engine.runner import Pause
+from ndavid.engine.hooks import HookContext
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.selection import FILE, BestEpoch
 
@@ -21,8 +21,8 @@ class Constant(nn.Module):
         self.weight = nn.Parameter(torch.tensor(float(value)))
 
 
-def end(folder: Path, epoch: int, ema: nn.Module | None = None) -> Pause:
-    return Pause(
+def end(folder: Path, epoch: int, ema: nn.Module | None = None) -> HookContext:
+    return HookContext(
         epoch=epoch,
         step=10 * epoch,
         method=Constant(epoch),

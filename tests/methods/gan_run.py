@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ndavid.collectives import rank, world_size
 from ndavid.config import parse, run_main, to_yaml
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.methods.gan import GanMethod
 from ndavid.methods.gan_config import AdversarialConfig
 from ndavid.models.gan.model import GanConfig

@@ -15,9 +15,10 @@ import torch
 
 from ndavid.collectives import rank
 from ndavid.config import parse, run_main, to_yaml
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.methods.moco import MocoMethod
 from ndavid.methods.nda_config import MocoNdaConfig
 from ndavid.models.moco import MocoConfig

@@ -55,9 +55,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def deal(method: GanMethod, given: Sequence[dict], seed: int = 0) -> list[tuple[str, list[dict]]]:
+def plan(method: GanMethod, given: Sequence[dict], seed: int = 0) -> list[tuple[str, list[dict]]]:
     with torch.no_grad():
-        return method.deal(given, generator=seeded(seed), step=0)
+        return method.plan_updates(given, generator=seeded(seed), step=0)
 
 
 def gradients(part: nn.Module) -> dict[str, Tensor]:
@@ -90,30 +90,30 @@ def test_a_step_is_the_discriminators_turns_and_then_the_generators() -> None:
     method = make()
     assert method.batches_per_step == 2
     given = batches(4)
-    turns = deal(method, given)
-    assert [player for player, _ in turns] == [DISCRIMINATOR, DISCRIMINATOR, GENERATOR]
-    assert [len(own) for _, own in turns] == [2, 2, 1]
-    shown = [batch["image"] for _, own in turns[:2] for batch in own]
+    updates = plan(method, given)
+    assert [player for player, _ in updates] == [DISCRIMINATOR, DISCRIMINATOR, GENERATOR]
+    assert [len(own) for _, own in updates] == [2, 2, 1]
+    shown = [batch["image"] for _, own in updates[:2] for batch in own]
     assert all(a is b["image"] for a, b in zip(shown, given, strict=True))
-    latents = turns[-1][1][0]["latents"]
-    assert latents.shape == (8, 8) and turns[-1][1][0]["parts"] == [4, 4]
-    fakes = torch.cat([batch["fake"] for _, own in turns[:2] for batch in own])
+    latents = updates[-1][1][0]["latents"]
+    assert latents.shape == (8, 8) and updates[-1][1][0]["parts"] == [4, 4]
+    fakes = torch.cat([batch["fake"] for _, own in updates[:2] for batch in own])
     assert fakes.shape == (16, 3, SIZE, SIZE) and not fakes.requires_grad
     assert len(fakes.flatten(1).unique(dim=0)) == 16
 
 
 def test_players_share_no_parameter_and_leave_none_out() -> None:
     method = make(adversarial={"discriminator_lr_scale": 2.0})
-    players = method.players()
-    owned = [p for groups in players.values() for group in groups for p in group["params"]]
+    groups_of = method.optimizer_groups()
+    owned = [p for groups in groups_of.values() for group in groups for p in group["params"]]
     assert {id(p) for p in owned} == {id(p) for p in method.parameters()}
     assert len({id(p) for p in owned}) == len(owned)
-    assert players[DISCRIMINATOR][0]["lr_scale"] == 2.0
+    assert groups_of[DISCRIMINATOR][0]["lr_scale"] == 2.0
 
 
 def test_the_discriminators_turn_is_the_loss_written_out(swap: None) -> None:
     method, by_hand = make({"spec": "swap"}), make()
-    (own, *_) = [own for _, own in deal(method, batches())]
+    (own, *_) = [own for _, own in plan(method, batches())]
     output = backward(method, own)[0]
     real = own[0]["image"].float() / 127.5 - 1
     broken = SwapLeftHalves()(real)
@@ -158,7 +158,7 @@ def test_an_image_that_did_not_change_is_no_negative(
             masks.append(settings["nda_mask"]) or loss_of(*logits, **settings)
         ),
     )
-    own = deal(method, given)[0][1][0]
+    own = plan(method, given)[0][1][0]
     output = method(own, generator=seeded(), step=0)
     assert masks[0].tolist() == [True, False, True, True]
     assert output["nda_unchanged"] == 0.25
@@ -166,7 +166,7 @@ def test_an_image_that_did_not_change_is_no_negative(
     assert all(torch.equal(other[1], own["fake"][1]) for other in shown)
     assert len(shown) == (objective == "wasserstein")
     given[0]["image"][:] = 77
-    still = method(deal(method, given)[0][1][0], generator=seeded(), step=0)
+    still = method(plan(method, given)[0][1][0], generator=seeded(), step=0)
     assert still["loss"].isfinite() and still["nda_unchanged"] == 1
     assert still["nda_logit"].isnan() and still["nda_below_real"].isnan()
 
@@ -177,15 +177,15 @@ def test_all_three_kinds_pass_the_discriminator_at_once(monkeypatch: pytest.Monk
     method.gan.discriminator.register_forward_hook(
         lambda module, inputs, output: sizes.append(len(inputs[0]))
     )
-    turns = deal(method, batches())
-    backward(method, turns[0][1])
+    updates = plan(method, batches())
+    backward(method, updates[0][1])
     assert sizes == [12]
 
 
 def test_the_generators_turn_is_the_loss_written_out() -> None:
     method, by_hand = make(), make()
-    own = deal(method, batches())[-1][1]
-    deal(by_hand, batches())  # moves the running statistics of batch norm alike
+    own = plan(method, batches())[-1][1]
+    plan(by_hand, batches())  # moves the running statistics of batch norm alike
     output = backward(method, own)[0]
     with frozen_power_iteration(by_hand.gan.discriminator):
         loss = -by_hand.gan.discriminator(by_hand.gan.generator(own[0]["latents"])).mean()
@@ -195,7 +195,7 @@ def test_the_generators_turn_is_the_loss_written_out() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_accumulated_turns_give_the_gradients_of_one_big_batch(swap: None, classes: int) -> None:
+def test_accumulated_updates_give_the_gradients_of_one_big_batch(swap: None, classes: int) -> None:
     small = batches(2, size=4, classes=classes)
     big = [{k: torch.cat([b[k] for b in small]) for k in ("image", "label")}]
     options: dict[str, Any] = {
@@ -204,8 +204,8 @@ def test_accumulated_turns_give_the_gradients_of_one_big_batch(swap: None, class
         "num_classes": classes,
     }
     two, one = make(**options), make(**options)
-    turns, whole = deal(two, small), deal(one, big)
-    for (_, own), (_, all_at_once) in zip(turns, whole, strict=True):
+    updates, whole = plan(two, small), plan(one, big)
+    for (_, own), (_, all_at_once) in zip(updates, whole, strict=True):
         backward(two, own)
         backward(one, all_at_once)
         for part in ("discriminator", "generator"):
@@ -220,23 +220,23 @@ def test_the_generator_stands_still_while_the_discriminator_learns() -> None:
     method = make(spectral_norm_generator=True)
     norm = spectral_norms(method.gan.generator)[0]
     before = norm._u.clone()
-    turns = deal(method, batches(4))
+    updates = plan(method, batches(4))
     moved = norm._u.clone()
     assert not torch.equal(before, moved)
     fresh = make(spectral_norm_generator=True)
-    deal(fresh, batches(2))
-    # However many turns: its weights were normalised once.
+    plan(fresh, batches(2))
+    # However many updates: its weights were normalised once.
     assert torch.equal(spectral_norms(fresh.gan.generator)[0]._u, moved)
-    backward(method, turns[0][1])
+    backward(method, updates[0][1])
     assert all(p.grad is None for p in method.gan.generator.parameters())
 
 
 def test_nothing_broken_is_the_plain_gan_to_the_bit() -> None:
     plain, off = make(), make({"spec": "jigsaw", "beta": 0.0})
     early = make({"spec": "jigsaw", "curriculum_steps": 5})
-    losses = [backward(m, deal(m, batches())[0][1], step=4)[0]["loss"] for m in (plain, off, early)]
+    losses = [backward(m, plan(m, batches())[0][1], step=4)[0]["loss"] for m in (plain, off, early)]
     assert losses[0] == losses[1] == losses[2]
-    late = backward(early, deal(early, batches())[0][1], step=5)[0]
+    late = backward(early, plan(early, batches())[0][1], step=5)[0]
     assert "nda_logit" in late and late["loss"] != losses[0]
 
 
@@ -262,7 +262,7 @@ def test_runs_with_and_without_nda_see_the_same_latents_and_draws(
     monkeypatch.setattr(gan_module, "discriminator_loss", keep)
     for spec in ("", "jigsaw"):
         method = make({"spec": spec}, {"objective": objective}, augment)
-        backward(method, deal(method, batches(size=8))[0][1])
+        backward(method, plan(method, batches(size=8))[0][1])
     for plain, with_nda in zip(*seen, strict=True):
         torch.testing.assert_close(plain, with_nda)
 
@@ -280,7 +280,7 @@ def test_flips_mirror_some_and_nda_breaks_what_was_flipped(
         return operate(self, x, **options)
 
     monkeypatch.setattr(type(method.operation), "broken", watch)
-    own = deal(method, batches(size=16))[0][1]
+    own = plan(method, batches(size=16))[0][1]
     backward(method, own)
     real = own[0]["image"].float() / 127.5 - 1
     for name, image in (("kept", real), ("mirrored", real.flip(-1))):
@@ -304,7 +304,7 @@ def shown_to(method: GanMethod, own: Sequence[dict]) -> Tensor:
 def test_an_operation_on_real_images_breaks_their_share_and_calls_them_real() -> None:
     for share, least, most in ((1.0, 16, 16), (0.5, 3, 13), (0.0, 0, 0)):
         method = make(augment={"real": "jigsaw", "real_probability": share})
-        own = deal(method, batches(size=16))[0][1]
+        own = plan(method, batches(size=16))[0][1]
         fake, real = shown_to(method, own).chunk(2)
         torch.testing.assert_close(fake, own[0]["fake"])
         pixels = own[0]["image"].float() / 127.5 - 1
@@ -318,12 +318,12 @@ def test_what_all_images_pass_through_reaches_every_stream_and_lets_gradients_by
 ) -> None:
     method = make({"spec": "stitch"}, augment=augment)
     plain = make({"spec": "stitch"})
-    turns, same = deal(method, batches(size=8)), deal(plain, batches(size=8))
-    changed, as_it_is = shown_to(method, turns[0][1]), shown_to(plain, same[0][1])
+    updates, same = plan(method, batches(size=8)), plan(plain, batches(size=8))
+    changed, as_it_is = shown_to(method, updates[0][1]), shown_to(plain, same[0][1])
     assert changed.shape == (24, 3, SIZE, SIZE)
     moved = (changed - as_it_is).abs().flatten(1).amax(1) > 0
     assert all(int(stream.sum()) >= 4 for stream in moved.chunk(3))
-    backward(method, turns[-1][1])
+    backward(method, updates[-1][1])
     assert all(p.grad is not None for p in method.gan.generator.parameters())
     assert gradients(method.gan.generator)["linear.weight"].abs().sum() > 0
 
@@ -332,7 +332,7 @@ def test_what_all_images_pass_through_reaches_every_stream_and_lets_gradients_by
 @pytest.mark.parametrize("spec", ["", "jigsaw"])
 def test_every_objective_teaches_the_discriminator(objective: str, spec: str) -> None:
     method = make({"spec": spec}, {"objective": objective, "discriminator_steps": 1})
-    own = deal(method, batches(1, size=8))[0][1]
+    own = plan(method, batches(1, size=8))[0][1]
     optimizer = torch.optim.Adam(method.gan.discriminator.parameters(), lr=2e-3, betas=(0.0, 0.9))
     outputs = []
     for _ in range(25):
@@ -348,7 +348,7 @@ def test_the_gradient_penalty_pulls_the_slope_towards_one() -> None:
         {"spec": "jigsaw"}, {"objective": "wasserstein", "discriminator_steps": 1,
                              "gradient_penalty": 100.0},
     )  # fmt: skip
-    own = deal(method, batches(1, size=8))[0][1]
+    own = plan(method, batches(1, size=8))[0][1]
     optimizer = torch.optim.Adam(method.gan.discriminator.parameters(), lr=2e-3, betas=(0.0, 0.9))
     penalties = []
     for _ in range(25):
@@ -364,7 +364,7 @@ def test_the_gradient_penalty_passes_a_compiled_discriminator_by() -> None:
     }
     plain, compiled = make(**options), make(**options)
     compiled.gan.discriminator.compile(backend="aot_eager")
-    losses = [backward(m, deal(m, batches(1))[0][1])[0]["loss"] for m in (plain, compiled)]
+    losses = [backward(m, plan(m, batches(1))[0][1])[0]["loss"] for m in (plain, compiled)]
     torch.testing.assert_close(losses[1], losses[0])
     assert_near(gradients(compiled.gan.discriminator), gradients(plain.gan.discriminator))
 
@@ -375,7 +375,7 @@ def test_labels_go_with_the_image_they_belong_to(monkeypatch: pytest.MonkeyPatch
     method.gan.discriminator.register_forward_hook(
         lambda module, inputs, output: labels.append(inputs[1])
     )
-    own = deal(method, batches(classes=3))[0][1]
+    own = plan(method, batches(classes=3))[0][1]
     backward(method, own)
     real = own[0]["label"]
     assert torch.equal(labels[0], torch.cat([own[0]["fake_label"], real, real]))
@@ -388,7 +388,7 @@ def test_all_images_are_of_the_one_class_whatever_their_labels() -> None:
         lambda module, inputs, output: labels.append(inputs[1])
     )
     for given in (batches(classes=7), [{"image": b["image"]} for b in batches()]):
-        backward(method, deal(method, given)[0][1])
+        backward(method, plan(method, given)[0][1])
     assert len(labels) == 2 and all(torch.equal(y, torch.zeros(12).long()) for y in labels)
     assert method.gan.discriminator.embed.parametrizations.weight.original.grad.abs().sum() > 0
 
@@ -397,16 +397,16 @@ def test_labels_of_no_class_and_images_of_another_size_are_named() -> None:
     method = make(num_classes=3)
     unlabelled = [{**b, "label": torch.full((4,), -1)} for b in batches()]
     with pytest.raises(ValueError, match="label"):
-        backward(method, deal(method, unlabelled)[0][1])
+        backward(method, plan(method, unlabelled)[0][1])
     large = [{**b, "image": torch.zeros(4, 3, 40, 40, dtype=torch.uint8)} for b in batches()]
     with pytest.raises(ValueError, match=r"a GAN of 32 x 32 px got images of \(4, 3, 40, 40\)"):
-        deal(make(), large)
+        plan(make(), large)
 
 
 def test_one_image_has_no_partner() -> None:
     method = make({"spec": "stitch"})
     with pytest.raises(ShapeError, match="needs a batch of at least 2"):
-        backward(method, deal(method, batches(size=1))[0][1])
+        backward(method, plan(method, batches(size=1))[0][1])
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_settings_that_cannot_work_are_refused(wrong: Any) -> None:
 
 def test_bfloat16_gradients_are_near_those_of_float32() -> None:
     single, half = make({"spec": "jigsaw"}), make({"spec": "jigsaw"})
-    own, same = deal(single, batches(size=16))[0][1], deal(half, batches(size=16))[0][1]
+    own, same = plan(single, batches(size=16))[0][1], plan(half, batches(size=16))[0][1]
     backward(single, own)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = half(same[0], generator=seeded(), step=0)
@@ -449,7 +449,7 @@ def test_a_gpu_gives_the_losses_and_gradients_of_the_cpu() -> None:
     on_cpu, on_gpu = make(**options), make(**options).cuda()
     given = batches(2, size=8)
     moved = [{key: value.cuda() for key, value in batch.items()} for batch in given]
-    for (_, own), (_, same) in zip(deal(on_cpu, given), deal(on_gpu, moved), strict=True):
+    for (_, own), (_, same) in zip(plan(on_cpu, given), plan(on_gpu, moved), strict=True):
         expected, found = backward(on_cpu, own)[0]["loss"], backward(on_gpu, same)[0]["loss"]
         torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
     for name, exact in gradients(on_cpu.gan.generator).items():

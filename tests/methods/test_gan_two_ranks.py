@@ -51,16 +51,18 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     image = torch.rand(BATCH, 3, 32, 32, generator=draws)
     label = torch.randint(3, (BATCH,), generator=draws)
     with torch.no_grad():
-        turns = method.deal([{"image": mine(image), "label": mine(label)}], generator=draws, step=0)
+        updates = method.plan_updates(
+            [{"image": mine(image), "label": mine(label)}], generator=draws, step=0
+        )
     found: dict[str, Tensor] = {}
-    for player, (batch,) in turns:
+    for network, (batch,) in updates:
         method.zero_grad()
         method(batch, generator=None, step=0)["loss"].backward()
-        for name, parameter in method.gan.get_submodule(player).named_parameters():
+        for name, parameter in method.gan.get_submodule(network).named_parameters():
             assert parameter.grad is not None
             if world_size() > 1:
                 dist.all_reduce(parameter.grad)
-            found[f"{player}.{name}"] = parameter.grad / world_size()
+            found[f"{network}.{name}"] = parameter.grad / world_size()
     return found | {f"buffer.{name}": value for name, value in method.named_buffers()}
 
 

@@ -1,4 +1,4 @@
-"""Methods of several players: two that pull one number apart, and what the loop makes of them."""
+"""Methods with several optimizers: two that pull one number apart, in the loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ndavid.engine import checkpoint
+from ndavid.engine.hooks import EverySteps, HookContext
+from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
-from ndavid.engine.runner import EverySteps, Pause, RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, TrainingError
 
 
@@ -28,7 +30,7 @@ class Numbers:
 
 
 class Duel(nn.Module):
-    """``up`` raises the sum of both weights, in two turns a step; ``down`` lowers it, in one."""
+    """``up`` raises the sum of both weights, in two optimizer steps; ``down`` lowers it, in one."""
 
     batches_per_step = 2
 
@@ -37,9 +39,9 @@ class Duel(nn.Module):
         self.up, self.down = nn.Linear(1, 1), nn.Linear(1, 1)
         self.nan_step = nan_step
         self.seen: list[tuple[int, str, bool, bool]] = []
-        self.dealt: list[Tensor] = []
+        self.drawn: list[Tensor] = []
 
-    def players(self) -> dict[str, list[dict[str, Any]]]:
+    def optimizer_groups(self) -> dict[str, list[dict[str, Any]]]:
         return {
             "up": [{"params": list(self.up.parameters())}],
             "down": [{"params": list(self.down.parameters()), "lr_scale": 3.0}],
@@ -48,11 +50,11 @@ class Duel(nn.Module):
     def averaged(self) -> nn.Module:
         return self.down
 
-    def deal(
+    def plan_updates(
         self, batches: Sequence[dict[str, Any]], *, generator: torch.Generator | None, step: int
     ) -> list[tuple[str, list[dict[str, Any]]]]:
         assert not torch.is_grad_enabled()
-        self.dealt.append(torch.rand(2, generator=generator))
+        self.drawn.append(torch.rand(2, generator=generator))
         half = len(batches) // 2
         named = [{**batch, "who": "up"} for batch in batches]
         last = [{"who": "down", "x": batches[0]["x"]}]
@@ -89,7 +91,7 @@ def run(method: Duel, output: Path, hook: EverySteps | None = None, **options: A
     )  # fmt: skip
 
 
-def test_a_step_reads_the_batches_of_its_turns(tmp_path: Path) -> None:
+def test_a_step_reads_the_batches_of_its_updates(tmp_path: Path) -> None:
     method = make()
     result = run(method, tmp_path)
     # 8 batches an epoch, 2 a step.
@@ -98,7 +100,7 @@ def test_a_step_reads_the_batches_of_its_turns(tmp_path: Path) -> None:
     assert [step for step, _, _, _ in method.seen[:6]] == [0, 0, 0, 1, 1, 1]
 
 
-def test_only_the_player_whose_turn_it_is_takes_gradients(tmp_path: Path) -> None:
+def test_only_the_network_that_is_updated_takes_gradients(tmp_path: Path) -> None:
     method = make()
     run(method, tmp_path)
     for _, who, up, down in method.seen:
@@ -116,7 +118,7 @@ def test_the_steps_are_those_of_two_optimizers_by_hand(tmp_path: Path) -> None:
     run(method, tmp_path, max_steps=1)
     rate, scale = 0.01, 3.0
     with torch.no_grad():
-        # Two turns up, one down; the gradient of the weight is the batch's mean.
+        # Two updates up, one down; the gradient of the weight is the batch's mean.
         seen = records(tmp_path)[0]
         ups = by_hand.up.weight + rate * 2 * seen["seen_by_up"]
         downs = by_hand.down.weight - rate * scale * seen["seen_by_down"]
@@ -129,7 +131,7 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [record for line in lines if "loss" in (record := json.loads(line))]
 
 
-def test_records_name_the_players(tmp_path: Path) -> None:
+def test_records_name_the_optimizers(tmp_path: Path) -> None:
     run(make(), tmp_path)
     record = records(tmp_path)[0]
     expected = {"loss", "up_loss", "down_loss", "up_grad_norm", "down_grad_norm", "grad_norm"}
@@ -139,7 +141,7 @@ def test_records_name_the_players(tmp_path: Path) -> None:
     assert record["samples_per_s"] > 0
 
 
-def test_accumulation_gives_each_turn_more_batches(tmp_path: Path) -> None:
+def test_accumulation_gives_each_update_more_batches(tmp_path: Path) -> None:
     method = make()
     result = run(method, tmp_path, accumulate_steps=2, epochs=1)
     assert result.steps == 2
@@ -158,7 +160,7 @@ def test_both_optimizers_and_the_average_resume_to_the_same_bits(tmp_path: Path)
     run(make(), tmp_path / "cut", **options, max_steps=4)
     resumed = make()
     run(resumed, tmp_path / "cut", **options, max_steps=7)
-    assert len(resumed.dealt) == 3
+    assert len(resumed.drawn) == 3
     whole, cut = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "cut")
     assert set(whole.state["optimizer"]) == {"up", "down"}
     assert whole.digest == cut.digest
@@ -173,10 +175,10 @@ def averages(output: Path, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
     weights = [method.down.weight.detach().clone()]
     average = [weights[0]]
 
-    def hook(pause: Pause) -> dict[str, float]:
-        assert pause.ema is not None and isinstance(pause.method, Duel)
-        weights.append(pause.method.down.weight.detach().clone())
-        average.append(pause.ema.weight.detach().clone())
+    def hook(context: HookContext) -> dict[str, float]:
+        assert context.ema is not None and isinstance(context.method, Duel)
+        weights.append(context.method.down.weight.detach().clone())
+        average.append(context.ema.weight.detach().clone())
         return {}
 
     run(method, output, EverySteps(1, hook), ema_decay=0.75, **options)
@@ -209,10 +211,10 @@ def test_a_run_of_before_goes_on_with_the_start_it_had(tmp_path: Path) -> None:
 def test_a_hook_is_called_every_so_many_steps_and_logged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def hook(pause: Pause) -> dict[str, float]:
-        assert not pause.method.training
-        pause.show("picture", torch.zeros(3, 4, 4, dtype=torch.uint8))
-        return {"weight": float(pause.step)}
+    def hook(context: HookContext) -> dict[str, float]:
+        assert not context.method.training
+        context.show("picture", torch.zeros(3, 4, 4, dtype=torch.uint8))
+        return {"weight": float(context.step)}
 
     run(make(), tmp_path, EverySteps(5, hook))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -221,6 +223,6 @@ def test_a_hook_is_called_every_so_many_steps_and_logged(
     assert "step 5  val/weight 5.0000" in capfd.readouterr().err
 
 
-def test_a_loss_of_any_player_that_is_nan_stops_the_run(tmp_path: Path) -> None:
+def test_a_loss_of_any_network_that_is_nan_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 5: the loss is nan.*step_4"):
         run(make(nan_step=4), tmp_path, save_every_steps=2)

@@ -21,11 +21,13 @@ import yaml
 from torch import nn
 
 from ndavid.config import to_yaml
-from ndavid.engine import checkpoint, run_directory, runner
+from ndavid.engine import checkpoint, run_directory
 from ndavid.engine.finite import check_parameters
+from ndavid.engine.hooks import HookContext
+from ndavid.engine.loop import fit
 from ndavid.engine.memory_format import to_channels_last
 from ndavid.engine.rng import derive_seed, generator, seeded
-from ndavid.engine.runner import RunConfig, fit
+from ndavid.engine.run_config import RunConfig
 from ndavid.engine.sampler import EpochSampler
 from ndavid.engine.tracking import Tracker
 from ndavid.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -610,7 +612,7 @@ def test_the_hook_sees_eval_mode_and_training_goes_on_in_train_mode(
             assert self.training
             return super().forward(batch, generator=generator, step=step)
 
-    def hook(end: runner.Pause) -> dict[str, float]:
+    def hook(end: HookContext) -> dict[str, float]:
         modes.append((end.epoch, end.step, end.method.training))
         return {}
 
