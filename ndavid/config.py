@@ -91,9 +91,62 @@ def from_yaml(cls: type[T], path_or_text: str | Path) -> T:
 
 
 def to_yaml(config: object) -> str:
-    """The YAML of a config dataclass, keys in field order; `from_yaml` reads it back equal."""
-    values = dataclasses.asdict(cast(Any, config))
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    """The YAML of a config dataclass, keys in field order; `from_yaml` reads it back equal.
+
+    Of a mapping, such as some of a dataclass's values, likewise.
+    """
+    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True)
+
+
+def to_values(config: object) -> dict[str, Any]:
+    """A config dataclass, or a mapping, as nested dicts of what YAML gives back: no tuples."""
+    values = config if isinstance(config, Mapping) else dataclasses.asdict(cast(Any, config))
+    return {key: _as_read(value) for key, value in values.items()}
+
+
+def _as_read(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_read(inner) for key, inner in value.items()}
+    return [_as_read(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def flatten(values: object, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted keys; whatever else there is, lists too, is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+When = Literal["always", "elsewhere", "elsewhere, in other batches", "with the same data"]
+"""When a run that is resumed may have another value of a key than it began with."""
+
+
+def changeable(default: Any = dataclasses.MISSING, *, when: When = "always", **options: Any) -> Any:
+    """A config field that a resumed run may change; all others must stay as they were.
+
+    Args:
+        default: the field's.
+        when: always, for what decides how long a run lasts, what it writes and how fast it reads,
+            not what a step computes; elsewhere (``run.resume_elsewhere``), for how a step is
+            computed and shared out, not what it learns from, and for what cuts the data into other
+            batches; or with the same data, for where data or first weights lie.
+        options: of ``dataclasses.field``, such as ``default_factory``.
+    """
+    return dataclasses.field(default=default, metadata={"changeable": when}, **options)
+
+
+def changeable_keys(cls: type) -> dict[str, When]:
+    """The dotted keys of a config dataclass that are `changeable`, and when."""
+    hints = get_type_hints(cls)
+    found: dict[str, When] = {}
+    for field in dataclasses.fields(cast(Any, cls)):
+        if when := field.metadata.get("changeable"):
+            found[field.name] = when
+        if group := _dataclass_of(hints[field.name]):
+            found |= {f"{field.name}.{key}": when for key, when in changeable_keys(group).items()}
+    return found
 
 
 def given_keys(argv: Sequence[str]) -> set[str]:
@@ -105,7 +158,7 @@ def given_keys(argv: Sequence[str]) -> set[str]:
     files, words = _split_config_option(argv)
     given: set[str] = set()
     for file in files:
-        given |= set(_names(yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))))
+        given |= flatten(yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))).keys()
     for place, word in enumerate(words):
         if not re.match(r"--[A-Za-z]", word):
             continue
@@ -113,20 +166,11 @@ def given_keys(argv: Sequence[str]) -> set[str]:
         # A group may be given whole: --nda '{spec: reverse}'.
         value = value if sign else next(iter(words[place + 1 :]), "")
         try:
-            names = list(_names(yaml.safe_load(value), f"{name}."))
+            names = set(flatten(yaml.safe_load(value), f"{name}."))
         except yaml.YAMLError:
-            names = []
-        given |= set(names) or {name.removesuffix("+")}
+            names = set()
+        given |= names or {name.removesuffix("+")}
     return given
-
-
-def _names(values: object, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the leaves of nested mappings."""
-    for key, value in values.items() if isinstance(values, Mapping) else ():
-        if isinstance(value, Mapping):
-            yield from _names(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def run_main(main: Callable[[], object]) -> NoReturn:

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ndavid.collectives import rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.data.clip_sets import open_clips
 from ndavid.data.config import TrainingDataConfig
 from ndavid.data.sampling import DpcBlocks
@@ -95,10 +95,9 @@ def main() -> None:
         result = fit(
             method,
             dataset,
+            config=config,
             run=config.run,
             optim=config.optim,
-            config_yaml=to_yaml(config),
-            defaults_yaml=to_yaml(PretrainDpcConfig()),
             collate=collate,
             on_start=page.start,
             on_save=page.refresh,

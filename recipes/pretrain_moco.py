@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ndavid.collectives import rank
-from ndavid.config import given_keys, parse, run_main, to_yaml
+from ndavid.config import given_keys, parse, run_main
 from ndavid.data.config import ViewsDataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.data.video import collate
 from ndavid.data.views import TrainingViews, open_views
 from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
+from ndavid.engine.resume_rules import superseded
 from ndavid.engine.rng import seeded
 from ndavid.engine.run_config import RunConfig
-from ndavid.engine.run_directory import superseded
 from ndavid.evaluation.knn_monitor import KnnMonitor, KnnMonitorConfig
 from ndavid.evaluation.run_page import RunPage
 from ndavid.methods.moco import MocoMethod, warn_of_long_queue
@@ -85,8 +85,7 @@ def as_begun(config: PretrainMocoConfig, argv: Sequence[str]) -> PretrainMocoCon
         return config
     old = superseded(
         Path(config.run.output),
-        to_yaml(config),
-        to_yaml(PretrainMocoConfig()),
+        config,
         MOCO_DEFAULTS_BEFORE,
         given=given_keys(argv),
         since=MOCO_DEFAULTS_SINCE,
@@ -119,10 +118,9 @@ def main() -> None:
         result = fit(
             method,
             data.dataset,
+            config=config,
             run=config.run,
             optim=config.optim,
-            config_yaml=to_yaml(config),
-            defaults_yaml=to_yaml(PretrainMocoConfig()),
             collate=collate,
             on_start=page.start,
             on_save=page.refresh,

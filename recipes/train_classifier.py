@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, field
 
 from ndavid.collectives import rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.data.batch_augment import BatchAugment
 from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import MemoryImages
@@ -90,10 +90,9 @@ def main() -> None:
             ImageDataset(
                 train, None if in_memory else train_transform(config.augment), on_error="next"
             ),
+            config=config,
             run=config.run,
             optim=config.optim,
-            config_yaml=to_yaml(config),
-            defaults_yaml=to_yaml(TrainClassifierConfig()),
             collate=collate,
             param_groups=lambda m: parameter_groups(m, config.optim.encoder_lr_scale),
             on_epoch_end=accuracy,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ndavid.collectives import rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.data.config import DataConfig
 from ndavid.data.image_sources import listing_notes
 from ndavid.data.images import ImageDataset, image_eval_transform, open_images
@@ -88,10 +88,9 @@ def main() -> None:
         result = fit(
             method,
             dataset,
+            config=config,
             run=config.run,
             optim=config.optim,
-            config_yaml=to_yaml(config),
-            defaults_yaml=to_yaml(TrainGanConfig()),
             collate=collate,
             on_start=page.start,
             on_save=page.refresh,

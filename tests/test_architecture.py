@@ -31,7 +31,7 @@ ALLOWED = {
     "ranges": {"errors"},
     "config": {"errors", "failures"},
     "nda": {"errors"},
-    "data": {"errors", "locks", "ranges", "progress"},
+    "data": {"errors", "config", "locks", "ranges", "progress"},
     "models": COMMON,
     "losses": COMMON,
     "methods": COMMON | {"nda", "models", "losses"},

@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndavid import locks
-from ndavid.config import from_yaml, given_keys, parse, run_main, to_yaml
+from ndavid.config import (
+    changeable,
+    changeable_keys,
+    from_yaml,
+    given_keys,
+    parse,
+    run_main,
+    to_yaml,
+)
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.run_config import RunConfig
 from ndavid.errors import ConfigError, DataError
@@ -484,3 +492,17 @@ def test_what_was_given_is_known_whatever_its_value(tmp_path: Path) -> None:
         *("model.depth", "model.head.dim", "data.split", "trackers"),
     }
     assert given_keys([]) == set()
+
+
+def test_the_keys_that_a_resumed_run_may_change_are_told_by_their_fields() -> None:
+    @dataclass
+    class Whole:
+        run: RunConfig = field(default_factory=RunConfig)
+        place: str = changeable("here", when="with the same data")
+        size: int = 3
+
+    found = changeable_keys(Whole)
+    assert found["place"] == "with the same data" and "size" not in found
+    assert found["run.epochs"] == "always" and found["run.device"] == "elsewhere"
+    assert found["run.batch_size"] == "elsewhere, in other batches"
+    assert "run.seed" not in found and "run.deterministic" not in found

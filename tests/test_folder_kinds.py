@@ -15,6 +15,7 @@ import yaml
 from ndavid.config import from_yaml, to_yaml
 from ndavid.data.config import DataConfig
 from ndavid.engine.run_directory import check_folder as check_run_folder
+from ndavid.engine.settings import Settings
 from ndavid.errors import ConfigError
 from ndavid.evaluation import knn, linear, output_folder
 from ndavid.evaluation.output_folder import check_folder, name_of, with_output
@@ -132,15 +133,15 @@ def dataset(folder: Path) -> Path:
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_folder_of_its_own_kind_goes_on(kind: str, tmp_path: Path) -> None:
     training(tmp_path / "run", kind)
-    text = to_yaml(recipe_config(kind))
-    check_run_folder(tmp_path / "run", text)
-    check_run_folder(tmp_path / "absent", text)
+    settings = Settings.of(recipe_config(kind))
+    check_run_folder(tmp_path / "run", settings)
+    check_run_folder(tmp_path / "absent", settings)
     # A run from before some keys were there, and one that ended before its first checkpoint.
-    values = yaml.safe_load(text)
+    values = yaml.safe_load(settings.yaml)
     del values["run"]["deterministic"], values["optim"]
     write(tmp_path / "run", config__yaml=yaml.safe_dump(values))
     (tmp_path / "run" / "checkpoints").rmdir()
-    check_run_folder(tmp_path / "run", text)
+    check_run_folder(tmp_path / "run", settings)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_training_refuses_a_folder_of_another_kind(
     make: Callable[[Path], Path], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_run_folder(make(tmp_path / "x"), to_yaml(recipe_config("dpc")))
+        check_run_folder(make(tmp_path / "x"), Settings.of(recipe_config("dpc")))
     line = str(refused.value)
     assert said in line and "choose another run.output" in line
     assert "\n" not in line and len(line.replace(str(tmp_path), "")) < 160

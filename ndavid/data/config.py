@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ndavid.config import changeable
 from ndavid.data.shard_index import locate
 from ndavid.errors import ConfigError
 from ndavid.ranges import AT_LEAST_1, check_ranges
@@ -32,9 +33,9 @@ class DataConfig:
     """what root holds: clips (prepared videos), one of torchvision's sets, folder (class folders of
     images), flat (images without classes) or packed (an archive); auto: clips where there is a
     manifest.csv, packed for a .npz file, else folder"""
-    root: str = ""
+    root: str = changeable("", when="with the same data")
     """the folder that datasets/prepare.py wrote, the set's folder, the tree, or the .npz file"""
-    shards: str = ""
+    shards: str = changeable("", when="with the same data")
     """instead of root, shards that datasets/shard.py wrote: path/{000000..000127}.tar, local or a
     URL, or the folder that holds them"""
     split: str = "train"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ndavid.config import changeable
 from ndavid.data.coco import read_coco
 from ndavid.data.detection import DetectionSet, join
 from ndavid.data.voc import read_voc
@@ -18,7 +19,7 @@ class DetectionDataConfig:
 
     format: Literal["voc", "coco"] = "voc"
     """voc: ImageSets/Main and Annotations/*.xml; coco: annotations/instances_*.json"""
-    root: str = ""
+    root: str = changeable("", when="with the same data")
     """folder of the set: VOCdevkit, or the one that holds COCO's annotations and images"""
     train: list[str] = field(default_factory=lambda: ["VOC2007/trainval", "VOC2012/trainval"])
     """parts to train on, joined. voc: year's folder/list, or the list alone where the root holds

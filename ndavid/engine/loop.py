@@ -16,12 +16,11 @@ import errno
 import functools
 import itertools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-import yaml
 from accelerate import Accelerator
 from torch import nn
 
@@ -44,6 +43,7 @@ from ndavid.engine.optim import OptimConfig, lr_factor, set_lr
 from ndavid.engine.records import StepRecords
 from ndavid.engine.run_config import RunConfig
 from ndavid.engine.run_state import RunState
+from ndavid.engine.settings import Settings
 from ndavid.engine.setup import (
     ParamGroups,
     TrainingData,
@@ -83,8 +83,8 @@ def fit(
     *,
     run: RunConfig,
     optim: OptimConfig,
-    config_yaml: str = "",
-    defaults_yaml: str = "",
+    config: object | None = None,
+    config_values: Mapping[str, Any] | None = None,
     collate: Collate | None = None,
     param_groups: ParamGroups | None = None,
     on_epoch_end: Hook | None = None,
@@ -102,8 +102,9 @@ def fit(
             in shards has their sizes in ``shard_sizes`` (shard_sampler.py).
         run: length, place and bookkeeping.
         optim: optimizer and schedule.
-        config_yaml: the whole resolved config, kept in the folder and compared on resume.
-        defaults_yaml: the config's defaults, for keys that are newer than a run to resume.
+        config: the whole config, a dataclass with a default for every field: kept in the folder as
+            config.yaml and compared on resume, but for fields that are `changeable`.
+        config_values: nested, what is kept and compared instead of all that stands in ``config``.
         collate: samples to a dict with tensors; a "bad" entry, a list of (path, reason), names the
             clips that others stand in for.
         param_groups: method -> dicts with ``params`` and ``lr_scale``; all parameters when None.
@@ -135,7 +136,7 @@ def fit(
         data_timeout=run.data_timeout,
     )
     with backend_settings(run.deterministic, accelerator.device), StopSignal() as stop:
-        loop = _Loop(accelerator, run, optim, config_yaml, defaults_yaml, stop, lock)
+        loop = _Loop(accelerator, run, optim, Settings.of(config, config_values), stop, lock)
         try:
             loop.setup(method, param_groups, dataset, collate)
             return loop.train(on_epoch_end, on_steps, on_start, on_save)
@@ -163,16 +164,14 @@ class _Loop:
         accelerator: Accelerator,
         run: RunConfig,
         optim: OptimConfig,
-        config_yaml: str,
-        defaults_yaml: str,
+        settings: Settings,
         stop: StopSignal,
         lock: contextlib.ExitStack | None,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
         self.optim = optim
-        self.config_yaml = config_yaml
-        self.defaults_yaml = defaults_yaml
+        self.settings = settings
         self.stop = stop
         self.output = Path(run.output)
         self.device = accelerator.device
@@ -202,15 +201,7 @@ class _Loop:
         self.update = Updates(
             accelerator, self.model, seed=run.seed, clip_grad_norm=optim.clip_grad_norm
         )
-        self.state = RunState(
-            self.model,
-            self.data,
-            accelerator.scaler,
-            run,
-            optim,
-            self.config_yaml,
-            self.defaults_yaml,
-        )
+        self.state = RunState(self.model, self.data, accelerator.scaler, run, optim, self.settings)
 
     # Where to begin
 
@@ -221,7 +212,7 @@ class _Loop:
             raise found
         step = 0 if found is None else self._together(lambda: self._restore(found))
         if self.is_main:
-            run_directory.write_config(self.output, self.config_yaml)
+            run_directory.write_config(self.output, self.settings)
             description = environment.describe(
                 seed=self.run.seed,
                 device=self.device,
@@ -241,7 +232,7 @@ class _Loop:
     def _find_start(self) -> Path | NdavidError | None:
         """On rank 0: where to go on from; an error is returned, for all ranks to raise."""
         try:
-            run_directory.check_folder(self.output, self.config_yaml)
+            run_directory.check_folder(self.output, self.settings)
             self.output.mkdir(parents=True, exist_ok=True)
             # One process holds the folder for all ranks.
             self.lock.enter_context(hold(self.output, way_out="choose another run.output"))
@@ -274,7 +265,7 @@ class _Loop:
             total=self.state.total_steps,
             is_main=self.is_main,
             accelerator=self.accelerator,
-            config=run_directory.flatten(yaml.safe_load(self.config_yaml or "{}")),
+            config=self.settings.values,
         )
         self.closing.callback(self.tracker.close)
         self.closing.callback(self._flush_alone)

@@ -18,7 +18,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
-from ndavid.config import nearest
+from ndavid.config import changeable, nearest
 from ndavid.errors import ConfigError
 from ndavid.ranges import NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, check_ranges
 
@@ -51,7 +51,7 @@ class OptimConfig:
     """factor at each milestone"""
     clip_grad_norm: float | None = None
     """largest global gradient norm; none clips nothing"""
-    accumulate_steps: int = 1
+    accumulate_steps: int = changeable(1, when="elsewhere, in other batches")
     """batches summed into one optimizer step; the rest of an epoch that fills none is left out"""
     encoder_lr_scale: float = 1.0
     """factor on lr for the encoder's parameters, for recipes that pass it in their groups"""

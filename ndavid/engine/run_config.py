@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from ndavid.config import changeable
 from ndavid.errors import ConfigError
 from ndavid.ranges import check_workers
 
@@ -13,52 +14,56 @@ from ndavid.ranges import check_workers
 class RunConfig:
     """Length, place, speed and bookkeeping of a run."""
 
-    output: str = "runs/unnamed"
+    # device, precision, compile, channels_last and find_unused_parameters change the order of
+    # floating-point sums and with it the last bits: another machine may, the same one not.
+    # (epochs and max_steps: see `resume_rules.check_same_length`.)
+
+    output: str = changeable("runs/unnamed")
     """the run's folder: config, metrics, checkpoints, TensorBoard"""
-    epochs: int = 1
+    epochs: int = changeable(1)
     """passes over the training set"""
-    max_steps: int | None = None
+    max_steps: int | None = changeable(None)
     """stop after this many optimizer steps, if the epochs have not ended before"""
-    batch_size: int = 32
+    batch_size: int = changeable(32, when="elsewhere, in other batches")
     """samples a batch on each rank"""
     seed: int = 0
     """the one seed; everything random follows from it"""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16"] = changeable("no", when="elsewhere")
     """autocast: no is float32"""
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu"] = changeable("auto", when="elsewhere")
     """auto takes a GPU if there is one"""
-    resume: str = "auto"
+    resume: str = changeable("auto")
     """auto (newest whole checkpoint of this output), never, or a run's or a checkpoint's path"""
-    resume_elsewhere: bool = False
+    resume_elsewhere: bool = changeable(False)
     """let a run go on with another number of processes, batch size, precision or device: not equal
     to the bit, and said in its log, environment and evaluations; where its data comes in another
     order, from the start of the epoch it was in"""
-    save_every_steps: int = 1000
+    save_every_steps: int = changeable(1000)
     """optimizer steps between checkpoints; one is also written at the end and on SIGTERM/SIGINT"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = changeable(2)
     """how many of the newest checkpoints stay; 0 keeps all"""
-    log_every: int = 10
+    log_every: int = changeable(10)
     """optimizer steps between writes; each step has its record, timings are means between writes"""
-    num_workers: int = 2
+    num_workers: int = changeable(2)
     """data loading processes a rank; 0 loads in the training process"""
-    data_timeout: float = 1800.0
+    data_timeout: float = changeable(1800.0)
     """seconds that one batch of the data loading processes may take; 0 for no limit"""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = changeable(0.01)
     """share of the clips that may be undecodable before the run stops"""
-    compile: bool = False
+    compile: bool = changeable(False, when="elsewhere")
     """torch.compile the method's networks"""
-    channels_last: bool = False
+    channels_last: bool = changeable(False, when="elsewhere")
     """channels-last convolution weights; faster on most devices"""
     ema_decay: float = 0.0
     """decay of an exponential moving average of the weights, kept in checkpoints; 0 keeps none"""
     ema_start_step: int = 0
     """the optimizer step, counted from 1, from which on the average decays; after each step before
     it, the average is a copy of the weights"""
-    trackers: list[str] = field(default_factory=list)
+    trackers: list[str] = changeable(default_factory=list)
     """accelerate trackers beside JSONL and TensorBoard, such as wandb"""
     deterministic: bool = False
     """deterministic algorithms on a GPU, where there are some; slower"""
-    find_unused_parameters: bool = False
+    find_unused_parameters: bool = changeable(False, when="elsewhere")
     """for methods that leave some parameters without gradient in some steps, on several ranks"""
 
     def __post_init__(self) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from ndavid.engine import checkpoint, run_directory
+from ndavid.engine import checkpoint, resume_rules
 from ndavid.engine.alternating import ONLY
 from ndavid.engine.bad_clips import DAMAGED_FILE_NAME, BadClips, ClipLedger
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.position import Position, describe_move
 from ndavid.engine.run_config import RunConfig
+from ndavid.engine.settings import Settings
 from ndavid.engine.setup import TrainingData, TrainingModel
 from ndavid.errors import CheckpointError
 
@@ -29,8 +30,7 @@ class RunState:
         scaler: the gradient scaler of fp16, or None.
         run: length and bookkeeping.
         optim: its schedule may bind the length.
-        config_yaml: the whole resolved config.
-        defaults_yaml: the config's defaults.
+        settings: what a run to resume must have in common with this one.
     """
 
     def __init__(
@@ -40,16 +40,14 @@ class RunState:
         scaler: Any,
         run: RunConfig,
         optim: OptimConfig,
-        config_yaml: str,
-        defaults_yaml: str,
+        settings: Settings,
     ) -> None:
         self.model = model
         self.data = data
         self.scaler = scaler
         self.run = run
         self.optim = optim
-        self.config_yaml = config_yaml
-        self.defaults_yaml = defaults_yaml
+        self.settings = settings
         self.position = Position(data.steps_per_epoch)
         self.bad_clips = BadClips(data.sampler.num_samples, run.max_bad_fraction)
         self.damaged_clips = ClipLedger(DAMAGED_FILE_NAME)
@@ -76,7 +74,7 @@ class RunState:
             "total_steps": self.total_steps,
             "ema_start": model.ema_start,
             "data_digest": self.data.digest,
-            "shared_out": run_directory.shared_out(self.config_yaml),
+            "shared_out": self.settings.shared_out(),
             **self.position.state(),
             **self.data.order(),
         }
@@ -103,18 +101,17 @@ class RunState:
         """
         loaded = checkpoint.load(path)
         state = loaded.state
-        same_data = run_directory.check_same_data(path, state, self.data.digest)
-        changed = run_directory.check_same_config(
+        same_data = resume_rules.check_same_data(path, state, self.data.digest)
+        changed = resume_rules.check_same_config(
             path,
-            self.config_yaml,
-            defaults_yaml=self.defaults_yaml,
+            self.settings,
             same_data=same_data,
             elsewhere=self.run.resume_elsewhere,
             saved=state,
         )
         again = self._take_position(path, loaded.step, state, changed)
         if self.optim.schedule == "cosine" and not again:
-            run_directory.check_same_length(path, state, self.total_steps)
+            resume_rules.check_same_length(path, state, self.total_steps)
         try:
             self._load(loaded)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -150,14 +147,14 @@ class RunState:
         again = self.run.resume_elsewhere and (
             not same
             or length != self.position.steps_per_epoch
-            or run_directory.cuts_other_batches(changed)
+            or any(map(self.settings.cuts_batches, changed))
         )
         if again or changed:
-            run_directory.check_same_samples(path, state, now)
+            resume_rules.check_same_samples(path, state, now)
             self.position = self.position.moved(
                 path, step, state, now, changed=changed, again=again
             )
         else:
-            run_directory.check_same_position(path, state, now)
+            resume_rules.check_same_position(path, state, now)
             self.position = self.position.resumed(state)
         return again

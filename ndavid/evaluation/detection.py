@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 
 from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
 from ndavid.collectives import world_size
-from ndavid.config import to_yaml
+from ndavid.config import changeable, to_values
 from ndavid.data.detection import DetectionDataset, DetectionSet, collate_detection
 from ndavid.data.detection_sets import DetectionDataConfig, open_detection
 from ndavid.data.detection_transforms import DetectionTransform
@@ -69,10 +68,10 @@ RUN_FOLDER = "training"
 class DetectionConfig:
     """Detection transfer of one pretrained encoder to one detection set."""
 
-    output: str = ""
+    output: str = changeable("")
     """folder for result.json, report.html and the training run; empty:
     runs/, the checkpoint\'s name and -detection (evaluation/output_folder.py)"""
-    checkpoint: str = ""
+    checkpoint: str = changeable("", when="with the same data")
     """run, checkpoint, saved model or file of the original MoCo; empty: see model"""
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     """the detection set"""
@@ -220,8 +219,8 @@ def _train(
             max_steps=config.steps,
         ),
         optim=_schedule(config, steps_per_epoch),
-        config_yaml=_training_yaml(config, loaded),
-        defaults_yaml=to_yaml(DetectionConfig()),
+        config=config,
+        config_values=_what_decides(config, loaded),
         collate=collate_detection,
         param_groups=lambda method: parameter_groups(method, config.optim.encoder_lr_scale),
     )
@@ -253,9 +252,9 @@ def parameter_groups(method: Any, encoder_lr_scale: float) -> Iterable[dict[str,
     return [{"params": encoder, "lr_scale": encoder_lr_scale}, {"params": rest, "lr_scale": 1.0}]
 
 
-def _training_yaml(config: DetectionConfig, loaded: Backbone) -> str:
+def _what_decides(config: DetectionConfig, loaded: Backbone) -> dict[str, Any]:
     """What decides the trained weights: the run's config.yaml, compared on resume."""
-    values = yaml.safe_load(to_yaml(config))
+    values = to_values(config)
     for key in ("test_size", "test_batch_size", "bootstrap"):
         del values[key]
     del values["data"]["test"], values["detector"]["score_threshold"]
@@ -263,7 +262,7 @@ def _training_yaml(config: DetectionConfig, loaded: Backbone) -> str:
     del values["model"]["weights"]
     values["model"]["encoder"] = loaded.encoder.name
     values["checkpoint_sha256"] = loaded.source.get("sha256", "")
-    return yaml.safe_dump(values, sort_keys=False)
+    return values
 
 
 def _load_trained(method: DetectionMethod, trained: RunResult) -> tuple[str, Path]:

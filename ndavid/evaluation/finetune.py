@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from ndavid.config import changeable
 from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.data.sampling import ShortClipReport, usable
 from ndavid.data.transforms import train_transform
@@ -46,7 +47,7 @@ from ndavid.evaluation.protocol import Protocol, ProtocolName, Result, mean_over
 from ndavid.evaluation.provenance import gallery, trace
 from ndavid.evaluation.report import write_outputs
 from ndavid.evaluation.settings import TrainingConfig, VideoConfig
-from ndavid.evaluation.training import Trial, build_method, training_yaml
+from ndavid.evaluation.training import Trial, build_method, what_decides
 from ndavid.evaluation.views import (
     describe,
     labelled,
@@ -70,7 +71,7 @@ _TEST_KEYS = (
 class FinetuneConfig(VideoConfig, TrainingConfig):
     """Fine-tuning, linear probing with augmentation, or training from scratch."""
 
-    output: str = ""
+    output: str = changeable("")
     """folder for result.json, report.html and one run a fold; empty:
     runs/, the checkpoint\'s name and -finetune (evaluation/output_folder.py)"""
     mode: Literal["finetune", "linear", "scratch"] = "finetune"
@@ -139,7 +140,7 @@ def _trial(
         loaded=loaded,
         provenance=provenance,
         folder=Path(config.output) / f"fold_{fold}",
-        config_yaml=training_yaml(config, loaded, without=_TEST_KEYS, extra={"fold": fold}),
+        decides=what_decides(config, loaded, without=_TEST_KEYS, extra={"fold": fold}),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ndavid.config import changeable
 from ndavid.engine.optim import OptimConfig
 from ndavid.errors import ConfigError
 from ndavid.evaluation.image_task import (
@@ -27,7 +28,7 @@ from ndavid.evaluation.protocol import Result
 class ImageFinetuneConfig(ImageTrainingConfig):
     """Fine-tuning on images, or training from scratch."""
 
-    output: str = ""
+    output: str = changeable("")
     """folder for result.json, report.html and the run (training/); empty:
     runs/, the checkpoint\'s name and -image_finetune (evaluation/output_folder.py)"""
     mode: Literal["finetune", "scratch"] = "finetune"

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ndavid.config import changeable
 from ndavid.data.image_subsets import stratified_indices
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import derive_seed, generator
@@ -50,7 +51,7 @@ def _moco_optim() -> OptimConfig:
 class ImageLinearConfig(ImageTrainingConfig):
     """Linear probe on images; run.seed and run.device count in both modes."""
 
-    output: str = ""
+    output: str = changeable("")
     """folder for result.json and report.html; empty:
     runs/, the checkpoint\'s name and -image_linear (evaluation/output_folder.py)"""
     mode: Literal["features", "sgd"] = "features"

@@ -30,7 +30,7 @@ from ndavid.evaluation.pretrained import Pretrained, load_pooled, open_weights
 from ndavid.evaluation.protocol import Protocol, Result
 from ndavid.evaluation.provenance import trace_images
 from ndavid.evaluation.settings import ImageConfig, TrainingConfig
-from ndavid.evaluation.training import Trial, build_method, training_yaml
+from ndavid.evaluation.training import Trial, build_method, what_decides
 from ndavid.methods.classification import ClassificationMethod
 
 RUN_FOLDER = "training"
@@ -163,7 +163,7 @@ def run_trial(
         loaded=loaded,
         provenance=trace_images(loaded.opened, measured_images(config), len(task.tested)),
         folder=Path(config.output) / RUN_FOLDER,
-        config_yaml=training_yaml(config, loaded, without=_TEST_KEYS, extra={}),
+        decides=what_decides(config, loaded, without=_TEST_KEYS, extra={}),
     )
     return write_image_result(trial.run(), config, loaded.opened)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ndavid.config import changeable
 from ndavid.data.config import DataConfig
 from ndavid.data.transforms import AugmentConfig
 from ndavid.engine.optim import OptimConfig
@@ -25,10 +26,10 @@ from ndavid.ranges import SHARE_BELOW_1, check_ranges
 class EvaluationConfig:
     """Which weights are measured, and where the result goes."""
 
-    output: str = ""
+    output: str = changeable("")
     """folder for result.json and report.html; empty: runs/, the checkpoint's name and the task
     (evaluation/output_folder.py)"""
-    checkpoint: str = ""
+    checkpoint: str = changeable("", when="with the same data")
     """run, checkpoint, saved model, or file of the original DPC or MoCo; empty: random weights. On
     videos {fold} in it stands for the fold's number: one pretraining a fold, which never saw that
     fold's test videos"""

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-import yaml
 from torch import nn
 
 from ndavid.checkpoint_files import EMA_FILE, MODEL_FILE
 from ndavid.collectives import world_size
-from ndavid.config import to_yaml
+from ndavid.config import to_values
 from ndavid.engine import checkpoint
 from ndavid.engine.environment import describe as describe_environment
 from ndavid.engine.loader import Collate, KeyedDataset
@@ -123,10 +122,10 @@ def parameter_groups(method: ClassificationMethod, encoder_lr_scale: float) -> l
     return [{"params": encoder, "lr_scale": encoder_lr_scale}, {"params": head, "lr_scale": 1.0}]
 
 
-def training_yaml(
+def what_decides(
     config: TrainingConfig, loaded: Pretrained, *, without: Iterable[str], extra: dict[str, Any]
-) -> str:
-    """Returns what decides the trained weights: the run's config.yaml, compared on resume.
+) -> dict[str, Any]:
+    """Returns what decides the trained weights, nested: the run's config.yaml, compared on resume.
 
     Args:
         config: The evaluator's config.
@@ -135,7 +134,7 @@ def training_yaml(
             again with others.
         extra: Further keys.
     """
-    values = yaml.safe_load(to_yaml(config))
+    values = to_values(config)
     for dotted in (*without, "model.weights"):
         *path, last = dotted.split(".")
         inner = values
@@ -143,8 +142,7 @@ def training_yaml(
             inner = inner[name]
         del inner[last]
     values["model"]["encoder"] = loaded.encoder
-    values |= extra | {"checkpoint_sha256": loaded.source.get("sha256", "")}
-    return yaml.safe_dump(values, sort_keys=False)
+    return values | extra | {"checkpoint_sha256": loaded.source.get("sha256", "")}
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Trial:
         loaded: The pretrained weights.
         provenance: What they have seen before.
         folder: The run's folder.
-        config_yaml: What decides the trained weights.
+        decides: What decides the trained weights, of `what_decides`.
     """
 
     name: str
@@ -178,7 +176,7 @@ class Trial:
     loaded: Pretrained
     provenance: Provenance
     folder: Path
-    config_yaml: str
+    decides: Mapping[str, Any]
 
     def run(self) -> Result:
         """Trains (or goes on, or only tests what is trained), and returns the test's Result."""
@@ -190,8 +188,8 @@ class Trial:
             self.task.training_data(),
             run=dataclasses.replace(self.config.run, output=str(self.folder)),
             optim=self.config.optim,
-            config_yaml=self.config_yaml,
-            defaults_yaml=to_yaml(type(self.config)()),
+            config=self.config,
+            config_values=self.decides,
             collate=self.task.collate,
             param_groups=lambda m: parameter_groups(m, self.config.optim.encoder_lr_scale),
             on_epoch_end=best,

@@ -16,7 +16,7 @@ from typing import Any
 
 import toy
 
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.data import shard_store
 from ndavid.data.clip_sets import open_clips
 from ndavid.data.config import TrainingDataConfig
@@ -78,9 +78,9 @@ def main() -> None:
     fit(
         method,
         dataset,
+        config=config,
         run=config.run,
         optim=config.optim,
-        config_yaml=to_yaml(config),
         collate=collate,
     )
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,8 @@ import yaml
 from torch import nn
 
 from ndavid.config import to_yaml
-from ndavid.engine import checkpoint, run_directory
+from ndavid.data.video import VideoDataConfig
+from ndavid.engine import checkpoint, resume_rules
 from ndavid.engine.finite import check_parameters
 from ndavid.engine.hooks import HookContext
 from ndavid.engine.loop import fit
@@ -313,7 +315,12 @@ def test_a_damaged_config_is_one_line_that_names_it(
     assert said.startswith(f"{file}: cannot be read: ") and "\n" not in said
     assert "put back the config" in said
     with pytest.raises(CheckpointError, match="cannot be read"):
-        run_directory.superseded(file.parent, "", "", {}, given=(), since=2)
+        resume_rules.superseded(file.parent, config, {}, given=(), since=2)
+
+
+@dataclass
+class WithManifest:
+    data: VideoDataConfig = field(default_factory=VideoDataConfig)
 
 
 def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:
@@ -326,7 +333,7 @@ def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config
             dataset,
             run=config.run,
             optim=config.optim,
-            config_yaml=f"data: {{manifest: {manifest}}}\n",
+            config=WithManifest(data=VideoDataConfig(manifest=manifest)),
             collate=toy.collate,
         )
 

@@ -11,8 +11,9 @@ from typing import Any
 import processes
 import pytest
 
-from ndavid.engine import checkpoint, run_directory
+from ndavid.engine import checkpoint
 from ndavid.engine.position import Position, describe_move
+from ndavid.engine.settings import Settings
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.evaluation.provenance import training_run
 from ndavid.models.weights.checkpoint import open_checkpoint
@@ -172,7 +173,7 @@ def test_a_checkpoint_that_knows_no_epoch_moves_nowhere(
 ) -> None:
     with monkeypatch.context() as older:
         older.setattr(Position, "state", lambda self: {})
-        older.setattr(run_directory, "shared_out", lambda config: {}, raising=False)
+        older.setattr(Settings, "shared_out", lambda self: {})
         begin(toy, toy_config)
     with pytest.raises(CheckpointError, match=r"is older than run\.resume_elsewhere"):
         go_on(toy, toy_config, changes)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ndavid.collectives import gather_without_grad, rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.engine.hooks import Hook, HookContext
 from ndavid.engine.loop import RunResult, fit
 from ndavid.engine.optim import OptimConfig
@@ -163,10 +163,9 @@ def train_method(
         return fit(
             method,
             dataset or ToyDataset(config),
+            config=config,
             run=config.run,
             optim=config.optim,
-            config_yaml=to_yaml(config),
-            defaults_yaml=to_yaml(ToyConfig()),
             collate=collate,
             on_epoch_end=hook,
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ndavid.collectives import rank, world_size
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
@@ -85,9 +85,9 @@ def main() -> None:
     result = fit(
         method,
         OnePicture(),
+        config=config,
         run=config.run,
         optim=config.optim,
-        config_yaml=to_yaml(config),
         collate=torch.utils.data.default_collate,
     )
     torch.save(method.state_dict(), Path(result.output) / f"rank{rank()}.pt")

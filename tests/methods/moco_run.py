@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ndavid.collectives import rank
-from ndavid.config import parse, run_main, to_yaml
+from ndavid.config import parse, run_main
 from ndavid.engine.loop import fit
 from ndavid.engine.optim import OptimConfig
 from ndavid.engine.rng import seeded
@@ -82,9 +82,9 @@ def main() -> None:
     result = fit(
         method,
         NoiseViews(config),
+        config=config,
         run=config.run,
         optim=config.optim,
-        config_yaml=to_yaml(config),
         collate=torch.utils.data.default_collate,
     )
     state = {"queue": method.moco.queue, "pointer": method.moco.queue_pointer}

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ndavid.engine.run_directory import superseded
+from ndavid.engine.resume_rules import superseded
 from ndavid.errors import ConfigError
 from ndavid.methods.nda_config import (
     MOCO_DEFAULTS_BEFORE,
@@ -103,12 +104,16 @@ def test_a_run_begun_under_old_defaults_keeps_them(tmp_path: Path) -> None:
     def text(**nda: object) -> str:
         return yaml.safe_dump({"nda": {"spec": "reverse"} | nda})
 
+    @dataclass
+    class Config:
+        nda: MocoNdaConfig = field(default_factory=MocoNdaConfig)
+
     now = {"encoder": "query", "norm": "shared", "weight": 16.0}
     old = {"encoder": "key", "norm": "own", "weight": 1.0}
 
-    def kept(config: str = "", folder: Path = tmp_path, given: set[str] = NOTHING) -> set[str]:
-        config, today = config or text(**now), text(**now)
-        found = superseded(folder, config, today, MOCO_DEFAULTS_BEFORE, given=given, since=1)
+    def kept(folder: Path = tmp_path, given: set[str] = NOTHING, **nda: float) -> set[str]:
+        config = Config(MocoNdaConfig(spec="reverse", **nda))
+        found = superseded(folder, config, MOCO_DEFAULTS_BEFORE, given=given, since=1)
         assert found.items() <= MOCO_DEFAULTS_BEFORE.items()
         return set(found)
 
@@ -117,7 +122,7 @@ def test_a_run_begun_under_old_defaults_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_3").mkdir(parents=True)
     assert kept() == set(MOCO_DEFAULTS_BEFORE)
     # What was chosen otherwise, then or now, is left to be refused where it differs.
-    assert "nda.weight" not in kept(text(**(now | {"weight": 4.0})))
+    assert "nda.weight" not in kept(weight=4.0)
     # So is today's default where somebody says it, and where the run knew it and was told another.
     assert kept(given={"nda.weight"}) == {"nda.encoder", "nda.norm"}
     assert kept(given={"nda"}) == set()
