@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import math
 import sys
 from pathlib import Path
@@ -35,6 +34,7 @@ from ndavid.data.shard_writing import (
     write_shards,
 )
 from ndavid.errors import DataError, printable
+from ndavid.files import file_sha256
 from ndavid.interruption import kept_when_interrupted
 from ndavid.ranges import at_least, percent
 
@@ -70,7 +70,7 @@ def write_clips(options: argparse.Namespace) -> WrittenShards:
     file = options.root / "manifest.csv" if options.root.is_dir() else options.root
     source = {
         "manifest": file.resolve().parent.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": file_sha256(file),
     }
     samples = ClipFiles(records, manifest.root)
     return write(samples, options, classes=manifest.classes, fold=options.fold, source=source)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ndavid.errors import CheckpointError
+from ndavid.files import file_sha256
 
 FOLDER = "checkpoints"
 COMPLETE_FILE = "complete.json"
@@ -65,7 +66,7 @@ def verify(
             kept[name] = file.read_bytes()
             same = hashlib.sha256(kept[name]).hexdigest() == expected
         else:
-            same = digest(file) == expected
+            same = file_sha256(file) == expected
         if not same:
             raise CheckpointError(f"{file}: its content changed after it was written")
     return kept
@@ -109,12 +110,3 @@ def read_newest_whole(
             if say is not None:
                 say(f"passed over a damaged checkpoint: {error}")
     return None
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file's content, as hex."""
-    found = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()

@@ -24,8 +24,8 @@ from typing import IO
 
 from ndavid.data.names import fault_of_name
 from ndavid.data.tar_headers import BoundedTarInfo
-from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
+from ndavid.files import whole_file
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SUFFIXES = (".zip", ".rar", *TAR_SUFFIXES)

@@ -24,9 +24,8 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from ndavid.data.verification import file_sha256
-from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
+from ndavid.files import file_sha256, whole_file
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60.0

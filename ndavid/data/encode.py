@@ -24,6 +24,7 @@ from torch import Tensor
 from ndavid.data.decode import open_reader, probe
 from ndavid.data.decoding.pyav_versions import CONVERT_ON_ONE_THREAD
 from ndavid.errors import DataError, DecodeError
+from ndavid.files import whole_path
 
 # For a file that does not tell its frame rate; UCF101's own.
 FALLBACK_FPS = 25.0
@@ -76,7 +77,7 @@ def write_video(
         raise ValueError("there are no frames to write")
     if height % 2 or width % 2:
         raise ValueError(f"yuv420p needs an even size, got {height}x{width}")
-    with _whole_file(Path(path)) as partial:
+    with _partial(Path(path)) as partial:
         written = _encode(partial, frames, fps, (height, width), settings or EncodeSettings())
     return EncodedVideo(written, float(_rate(fps)), height, width)
 
@@ -104,7 +105,7 @@ def reencode(
     info = probe(source)
     size = scaled_size(info.height, info.width, short_side)
     fps = info.fps if 0 < info.fps <= _HIGHEST_FPS else FALLBACK_FPS
-    with _whole_file(Path(target)) as partial:
+    with _partial(Path(target)) as partial:
         with open_reader(source) as reader, _encoding_errors(source):
             frames = (reader.read([index])[0] for index in range(info.num_frames))
             _encode(partial, frames, fps, size, settings or EncodeSettings())
@@ -197,15 +198,8 @@ def _encode(
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block ends well, else vanishes."""
+def _partial(path: Path) -> Iterator[Path]:
+    """`whole_path` in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    # The encoder follows links: a planted one would have it write elsewhere.
-    partial.unlink(missing_ok=True)
-    partial.touch(exist_ok=False)
-    try:
+    with whole_path(path, sync=False) as partial:
         yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,11 +22,11 @@ from typing import BinaryIO, Literal
 
 from ndavid.data.file_tree import is_hidden
 from ndavid.errors import DataError
+from ndavid.files import sha256_of
 
 DigestKind = Literal["ends", "sha256"]
 
 _END = 64 * 2**10
-_BLOCK = 2**20
 _ENDS_DIGITS = 32
 
 
@@ -77,10 +77,7 @@ def size_of(path: str | os.PathLike[str]) -> int:
 
 def _digest(stream: BinaryIO, size: int, kind: DigestKind) -> str:
     if kind == "sha256":
-        whole = hashlib.sha256()
-        while block := stream.read(_BLOCK):
-            whole.update(block)
-        return f"sha256:{whole.hexdigest()}"
+        return f"sha256:{sha256_of(stream)}"
     ends = hashlib.sha256(f"{size}\n".encode())
     ends.update(stream.read(_END))
     if size > _END:

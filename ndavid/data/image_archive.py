@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ndavid.data.image_sources import EncodedImages, MemoryImages
-from ndavid.data.whole_files import whole_file
 from ndavid.errors import DataError
+from ndavid.files import whole_file
 
 # Sets whose images are no larger than this are decoded once, into memory (STL-10 is 96 pixels).
 LARGEST_IN_MEMORY = 96

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 from ndavid.data.names import check_name, check_text
-from ndavid.data.whole_files import whole_text, write_whole_text
 from ndavid.errors import ConfigError, DataError
+from ndavid.files import whole_text, write_whole_text
 
 COLUMNS = ("path", "label", "class", "group", "frames", "fps", "width", "height", "decord_ok")
 OPTIONAL_COLUMNS = ("bytes", "digest", "damaged")

@@ -15,8 +15,8 @@ import av
 
 from ndavid.data.leaks import Leak, sources_shared_by_classes
 from ndavid.data.manifest import Manifest
-from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError, printable
+from ndavid.files import write_whole_text
 
 SHOWN = 5
 

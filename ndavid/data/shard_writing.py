@@ -6,7 +6,6 @@ need shards of equal size. The index is written last: a folder without one is no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -34,14 +33,12 @@ from ndavid.data.shard_index import (
 from ndavid.data.shard_index_checks import check_head, check_sample
 from ndavid.data.shard_store import read_shard
 from ndavid.data.shard_urls import INDEX_FILE, STREAM_ERRORS, describe, open_url
-from ndavid.data.whole_files import remove_leftovers, whole_file
 from ndavid.errors import ConfigError, DataError
+from ndavid.files import file_sha256, remove_leftovers, whole_file
 from ndavid.locks import hold
 from ndavid.progress import Progress
 
 _PNG_START = b"\x89PNG"
-
-_HASHED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -277,22 +274,14 @@ def _member(kind: Kind, key: str, item: ShardItem) -> dict[str, Any]:
 
 
 def _entry(path: Path, facts: Sequence[tuple[Any, ...]]) -> ShardEntry:
-    return ShardEntry(path.name, path.stat().st_size, _sha256(path), tuple(facts))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while part := handle.read(_HASHED_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
+    return ShardEntry(path.name, path.stat().st_size, file_sha256(path), tuple(facts))
 
 
 def _problem(path: Path, entry: ShardEntry) -> str:
     """What is wrong with a shard, empty for nothing."""
     if not path.is_file():
         return "no such file"
-    if _sha256(path) == entry.sha256:
+    if file_sha256(path) == entry.sha256:
         return ""
     found = path.stat().st_size
     size = "" if found == entry.num_bytes else f", {found} bytes instead of {entry.num_bytes}"

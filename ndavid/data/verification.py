@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from ndavid.data.changed_files import changed_files, is_recorded
 from ndavid.data.decode import probe
@@ -18,6 +17,7 @@ from ndavid.data.split_names import side_called
 from ndavid.data.video_files import VIDEO_SUFFIXES
 from ndavid.data.workers import Crashed, run_all
 from ndavid.errors import DataError, DecodeError, first_few
+from ndavid.files import file_sha256
 from ndavid.progress import Progress
 
 
@@ -229,19 +229,3 @@ def _size(manifest: Manifest, record: ClipRecord) -> int:
         return (manifest.root / record.path).stat().st_size
     except OSError:
         return -1
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise DataError(path, f"cannot read it: {error.strerror}") from error
-    return digest.hexdigest()

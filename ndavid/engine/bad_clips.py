@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ndavid.errors import TrainingError, printable
+from ndavid.files import whole_text
 
 FILE_NAME = "bad_clips.csv"
 DAMAGED_FILE_NAME = "damaged_clips.csv"
@@ -52,7 +53,7 @@ class ClipLedger:
         if not self.found:
             file.unlink(missing_ok=True)
             return
-        with file.open("w", newline="", encoding="utf-8") as handle:
+        with whole_text(file) as handle:
             writer = csv.writer(handle)
             writer.writerow(["path", "reason", "step"])
             rows = self.found.values()

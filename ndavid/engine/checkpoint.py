@@ -36,12 +36,12 @@ from ndavid.checkpoint_files import (
     EMA_FILE,
     FOLDER,
     MODEL_FILE,
-    digest,
     newest_whole,
     step_folders,
     verify,
 )
-from ndavid.errors import CheckpointError
+from ndavid.errors import CheckpointError, DataError
+from ndavid.files import file_sha256, sync_to_disk
 
 STATE_FILE = "state.pt"
 NEEDED = (MODEL_FILE, STATE_FILE)
@@ -93,8 +93,8 @@ def save(
         _write(partial, step, model, state, ema)
         _remove(target)
         partial.rename(target)
-        _sync(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+        sync_to_disk(folder)
+    except (OSError, RuntimeError, SafetensorError, DataError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{target}: could not be saved: {_reason(error)}; {describe_last(run_dir)}"
@@ -209,14 +209,14 @@ def _write(
     with (folder / STATE_FILE).open("wb") as handle:
         torch.save(dict(state), handle)
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": digest(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(folder.iterdir())
     }
     complete = {"format": FORMAT, "step": step, "files": files}
     (folder / COMPLETE_FILE).write_text(json.dumps(complete, indent=2) + "\n")
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        sync_to_disk(file)
+    sync_to_disk(folder)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -266,14 +266,6 @@ def _sweep(folder: Path) -> None:
     for pattern in (".partial-step_*", ".removed-*"):
         for left in folder.glob(pattern):
             shutil.rmtree(left)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

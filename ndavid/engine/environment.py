@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ndavid.files import write_whole_text
+
 PACKAGES = (
     "ndavid",
     "torch",
@@ -54,7 +56,7 @@ def describe(*, seed: int, device: torch.device, world_size: int, precision: str
 
 def write(run_dir: Path, description: dict[str, Any]) -> None:
     """Writes ``environment.json``."""
-    (run_dir / FILE_NAME).write_text(json.dumps(description, indent=2) + "\n")
+    write_whole_text(run_dir / FILE_NAME, json.dumps(description, indent=2) + "\n")
 
 
 def defaults_of(run_dir: Path) -> int:

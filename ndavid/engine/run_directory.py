@@ -13,6 +13,7 @@ from ndavid.engine import checkpoint
 from ndavid.engine.folder_kind import foreign_files, kind_of, of_another_kind, refusal
 from ndavid.engine.settings import Settings
 from ndavid.errors import CheckpointError, ConfigError
+from ndavid.files import write_whole_text
 
 CONFIG_FILE = "config.yaml"
 
@@ -105,4 +106,4 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def write_config(output: Path, settings: Settings) -> None:
     """Writes the resolved config.yaml."""
-    (output / CONFIG_FILE).write_text(settings.yaml, encoding="utf-8")
+    write_whole_text(output / CONFIG_FILE, settings.yaml)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from ndavid.config import nearest
 from ndavid.errors import ConfigError, printable_lines
+from ndavid.files import write_whole_text
 from ndavid.progress import SECONDS_BETWEEN_LINES
 
 METRICS_FILE = "metrics.jsonl"
@@ -193,9 +193,7 @@ def truncate(file: Path, step: int) -> dict[str, float]:
         kept.append(line + "\n")
         if "loss" in record:
             last = record
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, file)
+    write_whole_text(file, "".join(kept))
     return {k: math.nan if v is None else v for k, v in last.items() if k not in NOT_METRICS}
 
 

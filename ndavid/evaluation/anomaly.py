@@ -67,6 +67,7 @@ from ndavid.evaluation.output_folder import alone_in_output
 from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import trace_images, training_run
 from ndavid.evaluation.report import Picture, write_outputs
+from ndavid.files import whole_path
 from ndavid.models.gan.spectral_norm import shared_spectral_norm
 from ndavid.models.weights.release import LoadedGan, load_gan
 from ndavid.progress import Progress
@@ -464,7 +465,8 @@ def _last_corruption(columns: _Columns) -> str:
 def _save_scores(folder: Path, scored: Mapping[str, _Scored]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: column.scores.contiguous() for name, column in scored.items()}
-    save_file(tensors, folder / SCORES_FILE)
+    with whole_path(folder / SCORES_FILE) as partial:
+        save_file(tensors, partial)
 
 
 def _pictures(

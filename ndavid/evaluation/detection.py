@@ -55,8 +55,9 @@ from ndavid.evaluation.detection_encoder import (
 from ndavid.evaluation.detection_inference import detect_all, picture_of
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.output_folder import alone_in_output
-from ndavid.evaluation.protocol import Protocol, Result, file_digest
+from ndavid.evaluation.protocol import Protocol, Result
 from ndavid.evaluation.report import write_outputs
+from ndavid.files import file_sha256
 from ndavid.methods.detection import DetectionMethod
 from ndavid.models.batchnorm import track_running_stats
 from ndavid.models.detector import DetectorConfig, build_detector
@@ -151,7 +152,7 @@ def run(config: DetectionConfig) -> Result:
         protocol=_protocol(config, train, test, loaded, trained, selection),
         network=loaded.encoder.name,
         checkpoint=loaded.source,
-        tested={"path": str(weights), "sha256": file_digest(weights)},
+        tested={"path": str(weights), "sha256": file_sha256(weights)},
         seed=config.run.seed,
         seconds=time.monotonic() - started,
         environment=describe_environment(

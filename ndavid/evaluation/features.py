@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from ndavid.data.manifest import ClipRecord, Manifest
 from ndavid.engine.distributed import gather_objects
 from ndavid.evaluation.classify import BadItem, OnBad, PerItem, TestDataset, per_item
 from ndavid.evaluation.views import ViewsConfig
+from ndavid.files import whole_path
 from ndavid.models.classifier import DpcClassifier, EncoderClassifier
 from ndavid.models.normalize import Normalize
 
@@ -189,7 +189,6 @@ def state_digest(module: nn.Module) -> str:
 def save_per_item(path: Path, found: PerItem) -> None:
     """Writes what was computed, in one step, for ``load_per_item``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     tensors = {
         "values": found.values.contiguous(),
         "labels": found.labels,
@@ -198,8 +197,8 @@ def save_per_item(path: Path, found: PerItem) -> None:
     if found.unchanged is not None:
         tensors["unchanged"] = found.unchanged.contiguous()
     told = {"bad": json.dumps(found.bad), "damaged": json.dumps(found.damaged)}
-    save_file(tensors, partial, metadata=told)
-    partial.replace(path)
+    with whole_path(path, sync=False) as partial:
+        save_file(tensors, partial, metadata=told)
 
 
 def load_per_item(path: Path) -> PerItem | None:

@@ -22,8 +22,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from ndavid.errors import CheckpointError, ConfigError, DataError
 from ndavid.evaluation.pretrained import EncoderConfig, load_pooled
-from ndavid.evaluation.protocol import file_digest, load_result
+from ndavid.evaluation.protocol import load_result
 from ndavid.evaluation.report import RESULT_FILE
+from ndavid.files import file_sha256
 from ndavid.models.encoders.base import Encoder
 from ndavid.models.normalize import Normalize
 from ndavid.models.weights.checkpoint import LoadedCheckpoint, open_checkpoint
@@ -161,7 +162,7 @@ def inception_space(weights: str, *, download: bool) -> FeatureSpace:
         raise ConfigError("Inception needs --inception-weights FILE, or --download true")
     path = Path(weights) if weights else _downloaded()
     inception = _load_inception(path)
-    digest = file_digest(path)
+    digest = file_sha256(path)
     notes = []
     if not digest.startswith(INCEPTION_DIGEST):
         notes.append(

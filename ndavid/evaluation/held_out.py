@@ -26,7 +26,8 @@ from ndavid.evaluation.classify import (
 )
 from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training, unreadable
 from ndavid.evaluation.image_views import ImageViews, ImageViewsConfig, describe_images
-from ndavid.evaluation.protocol import Result, file_digest
+from ndavid.evaluation.protocol import Result
+from ndavid.files import file_sha256
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.classifier import EncoderClassifier
 
@@ -96,7 +97,7 @@ class HeldOutAccuracy:
             network=cast(EncoderClassifier, method.classifier).encoder.name,
             chance=chances["top1"],
             chances=chances,
-            tested={"path": str(weights), "sha256": together(lambda: file_digest(weights))},
+            tested={"path": str(weights), "sha256": together(lambda: file_sha256(weights))},
             seed=run.seed,
             environment=describe_environment(
                 seed=run.seed, device=device, world_size=world_size(), precision=run.precision

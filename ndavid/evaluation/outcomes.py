@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError
+from ndavid.files import write_whole_text
 
 OUTCOMES_FILE = "outcomes.csv"
 

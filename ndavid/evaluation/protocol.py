@@ -8,7 +8,6 @@ weights it measured and the versions it ran on. One Result is one JSON file.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -17,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import ConfigError, DataError
 from ndavid.evaluation.intervals import Metric, mean_of_independent
 from ndavid.evaluation.outcomes import Outcome
+from ndavid.files import write_whole_text
 
 SCHEMA_VERSION = 1
 
@@ -280,19 +279,3 @@ def _joined(weights: Sequence[dict[str, str]]) -> dict[str, str]:
     if all(one == weights[0] for one in weights):
         return dict(weights[0])
     return {key: ", ".join(one.get(key, "none") for one in weights) for key in ("path", "sha256")}
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a file as hex.
-
-    Raises:
-        DataError: If the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(path, f"cannot read: {error.strerror}") from error
-    return digest.hexdigest()

@@ -25,7 +25,6 @@ from ndavid.checkpoint_files import FOLDER
 from ndavid.collectives import rank
 from ndavid.data.decode import open_reader
 from ndavid.data.manifest import read_manifest
-from ndavid.data.whole_files import write_whole_text
 from ndavid.errors import DataError, printable, printable_lines
 from ndavid.evaluation.figures import (
     accuracy_figure,
@@ -36,6 +35,7 @@ from ndavid.evaluation.figures import (
 from ndavid.evaluation.intervals import Metric
 from ndavid.evaluation.outcomes import OUTCOMES_FILE, write_outcomes
 from ndavid.evaluation.protocol import Protocol, Result
+from ndavid.files import write_whole_text
 
 RESULT_FILE = "result.json"
 LEAK = "LEAK"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ndavid.engine.distributed import from_main, gather_objects
 from ndavid.engine.hooks import HookContext
 from ndavid.errors import CheckpointError
 from ndavid.evaluation.agreement import together
+from ndavid.files import whole_path
 
 FILE = "best.safetensors"
 
@@ -88,10 +88,9 @@ class BestEpoch:
     def _store(self, method: nn.Module, epoch: int, value: float) -> None:
         state = {name: tensor.cpu().contiguous() for name, tensor in method.state_dict().items()}
         metadata = {"best": json.dumps({"epoch": epoch, "score": value})}
-        partial = self.path.with_name(f".{FILE}.{os.getpid()}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, partial, metadata=metadata)
-            partial.replace(self.path)
+            with whole_path(self.path) as partial:
+                save_file(state, partial, metadata=metadata)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: could not be saved: {error}") from error

@@ -32,10 +32,11 @@ from ndavid.evaluation.data_warnings import absent_classes, skipped_in_training,
 from ndavid.evaluation.features import state_digest
 from ndavid.evaluation.pretrained import Pretrained
 from ndavid.evaluation.protocol import Protocol as MeasuredHow
-from ndavid.evaluation.protocol import Result, file_digest
+from ndavid.evaluation.protocol import Result
 from ndavid.evaluation.provenance import Provenance
 from ndavid.evaluation.selection import BestEpoch
 from ndavid.evaluation.settings import TrainingConfig
+from ndavid.files import file_sha256
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.batchnorm import track_running_stats
 
@@ -259,7 +260,7 @@ class Trial:
             chance=chances["top1"],
             chances=chances,
             checkpoint=self.loaded.source,
-            tested={"path": str(chosen.file), "sha256": file_digest(chosen.file)},
+            tested={"path": str(chosen.file), "sha256": file_sha256(chosen.file)},
             seed=run.seed,
             seconds=seconds,
             environment=describe_environment(

@@ -17,6 +17,7 @@ from ndavid.evaluation.outcomes import OUTCOMES_FILE, read_outcomes
 from ndavid.evaluation.protocol import Result, load_result
 from ndavid.evaluation.report import RESULT_FILE
 from ndavid.evaluation.sources import root_of, sources
+from ndavid.files import whole_text
 from ndavid.study.caveats import caveats_of
 from ndavid.study.config import TRAINING, StudyConfig
 from ndavid.study.plan import Cell, Measured, Step
@@ -220,7 +221,7 @@ def key_of(row: Row) -> Key:
 
 def write_csv(rows: Sequence[Row], path: Path) -> Path:
     """Writes one row a value, under the names of `Row`'s fields."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with whole_text(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])
         writer.writerows([_shown(value) for value in astuple(row)] for row in rows)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from ndavid.files import write_whole_text
 from ndavid.study.caveats import LEAK
 from ndavid.study.collect import Collected, collect, write_csv
 from ndavid.study.config import TRAINING, StudyConfig
@@ -37,7 +38,7 @@ def write_report(config: StudyConfig, command: Sequence[str]) -> Path:
     write_csv(collected.rows, output / RESULTS)
     _write_json(config, collected, found, output / DIFFERENCES)
     page = _page(config, collected, found, command)
-    (output / TABLES).write_text(page, encoding="utf-8")
+    write_whole_text(output / TABLES, page)
     return output / TABLES
 
 
@@ -52,7 +53,7 @@ def _write_json(
         "config": dataclasses.asdict(config),
         "differences": [dataclasses.asdict(difference) for difference in found],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _page(

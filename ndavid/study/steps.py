@@ -28,7 +28,7 @@ from typing import Any
 
 from ndavid.engine.environment import git_commit
 from ndavid.errors import ConfigError, DataError
-from ndavid.evaluation.protocol import file_digest
+from ndavid.files import file_sha256, write_whole_text
 from ndavid.study.plan import Step
 
 RECORD = "step.json"
@@ -86,7 +86,7 @@ def record_of(step: Step) -> dict[str, Any] | None:
         )
     then = record.get("config_sha256")
     # A record of before they held it is believed; so is one whose config is not here any more.
-    if then and Path(step.config).is_file() and then != file_digest(step.config):
+    if then and Path(step.config).is_file() and then != file_sha256(step.config):
         raise ConfigError(
             f"{step.folder} was made with another content of {step.config}: give the study another "
             "output, put the file back, or remove that folder"
@@ -130,7 +130,7 @@ class StepRunner:
         step.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         # As it is read, not as somebody left it by the time the step ends.
-        digest = file_digest(step.config) if step.config else None
+        digest = file_sha256(step.config) if step.config else None
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         arguments = (step.command, str(step.folder / LOG), self.threads, gpu)
         process = self.context.Process(target=_run_script, args=arguments)
@@ -257,9 +257,7 @@ def _write_record(
         "seconds": round(seconds, 1),
         "finished": time.time(),
     }
-    partial = step.folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(step.folder / RECORD)
+    write_whole_text(step.folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _last_line(step: Step) -> str:

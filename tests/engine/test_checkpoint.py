@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from ndavid.checkpoint_files import digest
 from ndavid.engine import checkpoint
 from ndavid.errors import CheckpointError
+from ndavid.files import file_sha256
 
 
 def write(run_dir: Path, step: int, *, size: int = 64, **options: Any) -> Path:
@@ -178,7 +178,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     complete = json.loads((path / "complete.json").read_text())
     complete["files"]["state.pt"] = {
         "bytes": file.stat().st_size,
-        "sha256": digest(file),
+        "sha256": file_sha256(file),
     }
     (path / "complete.json").write_text(json.dumps(complete))
     with pytest.raises(CheckpointError, match="could run code"):
@@ -235,7 +235,7 @@ def test_no_space_left_is_said_in_the_systems_words(
     assert names(tmp_path) == ["step_9"]
 
 
-@pytest.mark.parametrize("stage", ["digest", "_sync", "rename"])
+@pytest.mark.parametrize("stage", ["file_sha256", "sync_to_disk", "rename"])
 def test_a_kill_at_any_point_of_a_save_leaves_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

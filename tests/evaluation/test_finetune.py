@@ -29,9 +29,10 @@ from ndavid.evaluation.classify import classify, confusion_matrix
 from ndavid.evaluation.finetune import FinetuneConfig, run
 from ndavid.evaluation.outcomes import read_outcomes
 from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier
-from ndavid.evaluation.protocol import Result, file_digest, load_result
+from ndavid.evaluation.protocol import Result, load_result
 from ndavid.evaluation.training import FrozenEncoderMethod, parameter_groups
 from ndavid.evaluation.views import ViewsConfig, open_manifest, views_dataset
+from ndavid.files import file_sha256
 from ndavid.methods.classification import ClassificationMethod
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.weights.checkpoint import open_checkpoint
@@ -182,7 +183,7 @@ def test_the_result_names_the_weights_that_were_scored(
     config: Build, pretrained: Path, tmp_path: Path
 ) -> None:
     def check(result: Result, file: Path, selection: str) -> dict[str, torch.Tensor]:
-        assert result.tested == {"path": str(file), "sha256": file_digest(file)}
+        assert result.tested == {"path": str(file), "sha256": file_sha256(file)}
         assert result.tested["sha256"] != result.checkpoint["sha256"]
         assert selection in result.protocol.selection
         page = (Path(result.config["output"]) / "report.html").read_text()

@@ -53,7 +53,7 @@ class GanRunConfig:
     """The part of a GAN's run config that measuring it reads."""
 
     model: GanConfig = field(default_factory=lambda: MODEL)
-    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @pytest.fixture(scope="module")

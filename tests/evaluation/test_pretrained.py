@@ -12,8 +12,8 @@ from torch import nn
 from ndavid.engine import checkpoint as engine_checkpoint
 from ndavid.errors import CheckpointError, ConfigError
 from ndavid.evaluation.pretrained import ClassifierConfig, load_classifier, open_weights
-from ndavid.evaluation.protocol import file_digest
 from ndavid.evaluation.views import ViewsConfig
+from ndavid.files import file_sha256
 from ndavid.models.dpc import DPC, DpcConfig
 from ndavid.models.weights.matching import KeyReport, compare, find_prefix
 from ndavid.models.weights.release import save_pretrained
@@ -62,7 +62,7 @@ def test_the_classifier_holds_the_files_encoder(
             assert torch.equal(loaded.classifier.agg.state_dict()[name], tensor), name
     assert loaded.key_report["fraction"] == 1.0
     weights = Path(loaded.source["path"])
-    assert weights.is_file() and loaded.source["sha256"] == file_digest(weights)
+    assert weights.is_file() and loaded.source["sha256"] == file_sha256(weights)
     frames = VIEWS.num_blocks * VIEWS.block_len
     logits = loaded.classifier.eval()(torch.zeros(1, 3, frames, 32, 32))
     assert logits.shape == (1, 5)

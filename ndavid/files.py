@@ -1,7 +1,13 @@
-"""Files that appear whole or not at all, and whose temporary name nobody can plant a link at."""
+"""Files that appear whole or not at all, and the SHA-256 of files.
+
+A predictable temporary name in a folder that data came into could be a link that was laid there to
+have its target overwritten. The names here are drawn anew. A link at the file's own name is
+replaced, not followed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import secrets
@@ -10,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from ndavid.errors import DataError
+
 # What marks a file that was not finished: a leftover of a process that was killed.
 MARK = ".partial"
 
@@ -17,10 +25,6 @@ MARK = ".partial"
 @contextmanager
 def whole_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A binary stream whose content becomes `path` if the block ends well, and else vanishes.
-
-    A predictable temporary name in a folder that data came into could be a link that was laid there
-    to have its target overwritten. This one is drawn anew, and must not exist. A link at `path`
-    itself is replaced, not followed.
 
     Args:
         path: the file.
@@ -52,6 +56,59 @@ def whole_text(path: Path) -> Iterator[TextIO]:
         yield text
         text.flush()
         text.detach()  # whole_file closes what is below
+
+
+@contextmanager
+def whole_path(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """A temporary name beside `path`, with its suffix, for those who open their files themselves.
+
+    What they wrote there becomes `path` if the block ends well, and else vanishes.
+
+    Args:
+        path: the file.
+        sync: wait until its content is on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(8)}{MARK}{path.suffix}")
+    try:
+        yield partial
+        if sync:
+            sync_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file as hex.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return sha256_of(stream)
+    except OSError as error:
+        raise DataError(path, f"cannot read it: {error.strerror}") from error
+
+
+def sha256_of(stream: BinaryIO) -> str:
+    """The SHA-256 of what is left of a stream, as hex."""
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def write_whole_text(path: Path, content: str) -> None:
