@@ -16,7 +16,7 @@ from typing import Any
 
 import toy
 
-from ndavid.config import parse, run_main
+from ndavid.config import changeable, parse, run_main
 from ndavid.data import shard_store
 from ndavid.data.clip_sets import open_clips
 from ndavid.data.config import TrainingDataConfig
@@ -32,7 +32,7 @@ class ShardRunConfig(toy.ToyConfig):
     """A toy run that reads clips."""
 
     data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
-    output: str = ""
+    output: str = changeable("")
     """where what was read is recorded; a name that a resumed run may change"""
 
 

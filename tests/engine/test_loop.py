@@ -22,7 +22,7 @@ import yaml
 from torch import nn
 
 from ndavid.config import to_yaml
-from ndavid.data.video import VideoDataConfig
+from ndavid.data.config import TrainingDataConfig
 from ndavid.engine import checkpoint, resume_rules
 from ndavid.engine.finite import check_parameters
 from ndavid.engine.hooks import HookContext
@@ -320,7 +320,7 @@ def test_a_damaged_config_is_one_line_that_names_it(
 
 @dataclass
 class WithManifest:
-    data: VideoDataConfig = field(default_factory=VideoDataConfig)
+    data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
 
 
 def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config: Make) -> None:
@@ -333,14 +333,14 @@ def test_other_data_is_refused_and_moved_data_is_not(toy: ModuleType, toy_config
             dataset,
             run=config.run,
             optim=config.optim,
-            config=WithManifest(data=VideoDataConfig(manifest=manifest)),
+            config=WithManifest(data=TrainingDataConfig(root=manifest)),
             collate=toy.collate,
         )
 
     train("a" * 64, "here", max_steps=3)
     with pytest.raises(ConfigError, match=r"with other data: .*digest aaaaaaaaaaaa, now bbbbbbbb"):
         train("b" * 64, "here", max_steps=6)
-    with pytest.raises(ConfigError, match=r"data\.manifest was 'here', is 'there'"):
+    with pytest.raises(ConfigError, match=r"data\.root was 'here', is 'there'"):
         train(None, "there", max_steps=6)
     assert train("a" * 64, "there", max_steps=6).steps == 6
 
